@@ -1,0 +1,103 @@
+//! The directory of a space's lock files: held open, and known by its path.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::error::{IoError, OpenError};
+
+/// Which file it is, as long as somebody has it open: file systems give a freed inode number to
+/// the next file at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FileId {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+}
+
+impl From<&Stat> for FileId {
+    // These fields have other widths on other targets.
+    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+    fn from(stat: &Stat) -> Self {
+        Self { dev: stat.st_dev as u64, ino: stat.st_ino as u64 }
+    }
+}
+
+/// An open directory, and the absolute path that led to it.
+///
+/// Lock files are opened relative to the open directory, so that no renaming sends an open or an
+/// unlink elsewhere; but two processes must never believe in two directories, so what was locked
+/// must also be what the path leads to (see `lock_file`).
+#[derive(Debug)]
+pub(crate) struct Directory {
+    fd: OwnedFd,
+    path: PathBuf,
+    id: FileId,
+}
+
+impl Directory {
+    /// Opens the directory; makes it, with `mode`, and its parents where they are missing.
+    pub(crate) fn open(path: &Path, mode: u32) -> Result<Self, OpenError> {
+        let failed = |call| {
+            move |source: io::Error| match Errno::from_io_error(&source) {
+                Some(Errno::NOTDIR) => OpenError::NotADirectory { path: path.to_owned() },
+                _ => OpenError::Io(IoError::new(call, path, source)),
+            }
+        };
+        // Symlinks stay in it: if one of them is turned elsewhere later, that must be seen.
+        let absolute = std::path::absolute(path).map_err(failed("getcwd"))?;
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(CWD, &absolute, flags, Mode::empty());
+        let fd = match open() {
+            Err(Errno::NOENT) => {
+                make(&absolute, mode).map_err(failed("mkdir"))?;
+                open()
+            }
+            opened => opened,
+        };
+        let fd = fd.and_then(|fd| if needs_raising(&fd) { raised(&fd) } else { Ok(fd) });
+        let fd = fd.map_err(|errno| failed("openat")(errno.into()))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?;
+        Ok(Self { id: FileId::from(&stat), fd, path: absolute })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path still leads to it.
+    pub(crate) fn is_where_it_was(&self) -> bool {
+        rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent)?;
+    }
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
+/// Whether a descriptor has the number of standard input, output or error: what a program prints
+/// must never land in it.
+pub(crate) fn needs_raising(fd: impl AsFd) -> bool {
+    fd.as_fd().as_raw_fd() <= 2
+}
+
+/// A duplicate with a number above 2.
+pub(crate) fn raised(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3)
+}

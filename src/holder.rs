@@ -1,0 +1,656 @@
+//! Who holds a lock on a file, as far as the kernel tells.
+//!
+//! A refused lock says `EAGAIN` and no more, and asking is full of traps. `F_GETLK` needs a
+//! descriptor of the file, and closing that again would drop every POSIX record lock that *this*
+//! process has on the file; of an OFD lock it says that its holder is -1. The pids in
+//! `/proc/locks` are as mute, and two equal lines there can be one process or two. So nothing
+//! here opens the file, and OFD locks are traced to the processes that have them open:
+//!
+//! 1. The path is opened with `O_PATH`, which locks and drops nothing. That descriptor's fdinfo
+//!    and `mountinfo` give the file the name it has in the lock tables: the *file system's* device,
+//!    which is not always the one that `stat` tells (btrfs subvolumes, some overlays), and inode.
+//! 2. `/proc/locks` gives every lock on it. A record lock has its pid there.
+//! 3. `/proc/PID/fdinfo` of every process that we may look into shows the OFD locks of each of
+//!    its descriptors, and `kcmp` tells which of them are one and the same.
+//!
+//! No step asks a file system for a file's attributes, not even for the descriptors of other
+//! processes: among those can be one whose file system gives no answer, and a `stat` of it would
+//! wait for ever. (Walking the *path* can still wait there.)
+//!
+//! What stays unknown: the holder of a lock whose descriptors are all out of sight (another
+//! user's, another pid namespace's, in flight over a socket, kept alive by a mapping), and of one
+//! that changed hands while we looked. A record lock of another pid namespace is not even listed.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::OsString;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+use std::str::FromStr;
+
+use rustix::fs::{Mode as FileMode, OFlags};
+
+use crate::kernel::kcmp::same_description;
+use crate::request::{ByteRange, Mode, OwnerId};
+
+/// One lock, and who has it.
+///
+/// It prints as one line of a log: what is not plain text in a process's name is escaped.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let image = dir.path().join("a.qcow2");
+/// # std::fs::write(&image, "")?;
+/// for holder in lockspace::holders_of(&image)? {
+///     // pid 77 "qemu-system-x86" (shared, bytes 100-103, OFD lock)
+///     eprintln!("{}: {holder}", image.display());
+/// }
+/// # std::io::Result::Ok(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Holder {
+    /// Whether others can hold beside it.
+    pub mode: Mode,
+    /// What kind of lock it is.
+    pub kind: Kind,
+    /// The bytes that it covers.
+    pub range: ByteRange,
+    /// Who has it.
+    pub by: By,
+}
+
+/// The kinds of lock that exclude each other, and so can stand in the way of a lockspace.
+///
+/// ```
+/// assert_eq!(lockspace::Kind::Ofd.to_string(), "OFD lock");
+/// assert_eq!(lockspace::Kind::Record.to_string(), "record lock");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// An open file description's: this crate's, QEMU's, LXC's.
+    #[doc(alias = "F_OFD_SETLK")]
+    Ofd,
+    /// A process's, also called a POSIX lock: virtlockd's.
+    #[doc(alias = "F_SETLK")]
+    Record,
+}
+
+/// Who has a lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum By {
+    /// These owners, in a lockspace of this process.
+    Owners(Vec<OwnerId>),
+    /// These processes, in order of their pids. They are several where forked children share
+    /// their parent's descriptor: the lock lasts until it is unlocked, or all of them closed it.
+    Processes(Vec<Process>),
+    /// A process that the kernel did not name to us: see [`holders_of`].
+    Unknown,
+}
+
+/// A process that holds a lock.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Process {
+    /// Its pid, as this process's `/proc` numbers it.
+    pub pid: u32,
+    /// Its short name, at most 15 bytes, which it chose itself: never trust it. Empty where it
+    /// could not be read.
+    pub command: OsString,
+}
+
+/// Who holds record or OFD locks on the file that `path` leads to, symbolic links followed; one
+/// entry for each lock, none if there is no lock.
+///
+/// This never opens the file, so it drops no lock, of this process either, and needs no right to
+/// read the file. It is meant for messages, not for decisions: the answer is old when it comes.
+/// It looks into every process, which takes milliseconds, and only root sees those of all users.
+///
+/// A holder is [`By::Unknown`] if the caller may not look into its process, if the lock is kept
+/// by no process's descriptor (one in flight over a socket, or a mapping), or if the lock changed
+/// hands meanwhile. Not found are record locks of another pid namespace, which the kernel hides,
+/// and `flock` locks and leases, which exclude none of a lockspace's. On a network file system,
+/// only this host's locks are seen.
+///
+/// # Errors
+///
+/// Whatever walking the path fails with, such as not found; and those of reading `/proc/locks`,
+/// which is missing where `/proc` is, or where that is mounted with `subset=pid`.
+///
+/// # System calls
+///
+/// `open` with `O_PATH`; reads of `/proc/thread-self/fdinfo/FD`, `mountinfo` and `/proc/locks`.
+/// If there is an OFD lock: reads of `/proc/PID/fd` and `fdinfo`, and `kcmp`.
+///
+/// # Examples
+///
+/// ```
+/// use lockspace::{By, holders_of};
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let image = dir.path().join("a.qcow2");
+/// # std::fs::write(&image, "")?;
+/// for holder in holders_of(&image)? {
+///     if let By::Processes(processes) = &holder.by {
+///         for process in processes {
+///             println!("{} holds it {}", process.pid, holder.mode);
+///         }
+///     }
+/// }
+/// assert!(holders_of(dir.path().join("missing")).is_err());
+/// # std::io::Result::Ok(())
+/// ```
+#[doc(alias = "F_OFD_GETLK")]
+#[doc(alias = "F_GETLK")]
+#[doc(alias = "lslocks")]
+pub fn holders_of(path: impl AsRef<Path>) -> io::Result<Vec<Holder>> {
+    holders_at(path, &[])
+}
+
+pub(crate) fn holders_at(path: impl AsRef<Path>, ours: &[RawFd]) -> io::Result<Vec<Holder>> {
+    let file = rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::CLOEXEC, FileMode::empty())?;
+    holders_of_descriptor(file.as_fd(), ours)
+}
+
+/// [`holders_of`] the file of an open descriptor, which may be an `O_PATH` one, without `ours`.
+///
+/// `ours` are descriptors of this process, no two of one description, which the caller keeps open
+/// meanwhile: those of its holds. Their locks are left out *as locks*, together with the children
+/// that share them, which keep nobody out while we hold. Without `ours`, such a lock is one holder
+/// with this process and its children.
+pub(crate) fn holders_of_descriptor(
+    file: BorrowedFd<'_>,
+    ours: &[RawFd],
+) -> io::Result<Vec<Holder>> {
+    holders(FileKey::of(file)?, ours)
+}
+
+/// [`holders_of_descriptor`], for a file that `fstat` gave this device and inode.
+///
+/// On btrfs, and on an overlay of several file systems, the lock tables know the file by another
+/// device, and nothing is found: with a descriptor at hand, ask for that.
+pub(crate) fn holders_of_file(dev: u64, ino: u64, ours: &[RawFd]) -> io::Result<Vec<Holder>> {
+    holders(FileKey { dev, ino }, ours)
+}
+
+/// The locks that one descriptor of this process carries, in the kernel's order.
+///
+/// A record lock shows only on the descriptor that set it.
+///
+/// # Errors
+///
+/// Those of reading `/proc/thread-self/fdinfo/FD`, and `InvalidData` for a `lock:` line that is not
+/// understood: what is to prove something must not overlook a lock.
+pub(crate) fn locks_on_descriptor(fd: RawFd) -> io::Result<Vec<FdLock>> {
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd lock line in fdinfo");
+    fields(&own_fdinfo(fd)?, b"lock:")
+        .map(|line| Entry::parse(line).map(|entry| entry.lock).ok_or_else(odd))
+        .collect()
+}
+
+/// A lock, without its holder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FdLock {
+    pub(crate) kind: LockKind,
+    pub(crate) mode: Mode,
+    pub(crate) range: ByteRange,
+}
+
+/// What the kernel's tables list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LockKind {
+    Ofd,
+    Posix,
+    Flock,
+    /// A lease, a delegation, or what a later kernel adds.
+    Other,
+}
+
+/// A file as the lock tables name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileKey {
+    dev: u64,
+    ino: u64,
+}
+
+impl FileKey {
+    /// By way of `/proc`; what that does not tell (a kernel before 5.14, a mount outside of this
+    /// process's root) `fstat` has to.
+    fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
+        let info = own_fdinfo(file.as_raw_fd()).unwrap_or_default();
+        let field = |name| number(fields(&info, name).next()?);
+        if let (Some(ino), Some(mount)) = (field(b"ino:"), field(b"mnt_id:"))
+            && let Ok(mounts) = fs::read("/proc/thread-self/mountinfo")
+            && let Some(dev) = device_of_mount(&mounts, mount)
+        {
+            return Ok(Self { dev, ino });
+        }
+        let stat = rustix::fs::fstat(file)?;
+        Ok(Self { dev: stat.st_dev, ino: stat.st_ino })
+    }
+
+    /// From `fe:01:1234`: major and minor in hexadecimal, inode.
+    fn parse(word: &str) -> Option<Self> {
+        let mut parts = word.split(':');
+        let mut device = || u32::from_str_radix(parts.next()?, 16).ok();
+        let dev = rustix::fs::makedev(device()?, device()?);
+        Some(Self { dev, ino: parts.next()?.parse().ok()? })
+    }
+}
+
+/// The device in a line such as `27 1 254:0 / / rw - ext4 /dev/vda rw`: mount, parent, device.
+fn device_of_mount(mountinfo: &[u8], mount: u64) -> Option<u64> {
+    mountinfo.split(|&b| b == b'\n').find_map(|line| {
+        let mut words = line.split(|&b| b == b' ');
+        if number(words.next()?) != Some(mount) {
+            return None;
+        }
+        let (major, minor) = str::from_utf8(words.nth(1)?).ok()?.split_once(':')?;
+        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+    })
+}
+
+/// One line of `/proc/locks`, or the same after `lock:` in an fdinfo.
+#[derive(Debug, PartialEq, Eq)]
+struct Entry {
+    lock: FdLock,
+    /// -1 for an OFD lock; 0 or less if the process is not one of ours.
+    pid: i64,
+    file: FileKey,
+    /// A waiter, which holds nothing.
+    waits: bool,
+}
+
+impl Entry {
+    /// From `1: OFDLCK ADVISORY  WRITE -1 fe:01:1234 0 EOF`; a waiter has `->` before the kind.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let mut words = str::from_utf8(line).ok()?.split_ascii_whitespace().skip(1).peekable();
+        let waits = words.next_if_eq(&"->").is_some();
+        let kind = match words.next()? {
+            "OFDLCK" => LockKind::Ofd,
+            "POSIX" => LockKind::Posix,
+            "FLOCK" => LockKind::Flock,
+            _ => LockKind::Other,
+        };
+        let mode = match words.nth(1)? {
+            "WRITE" => Mode::Exclusive,
+            "READ" => Mode::Shared,
+            // A lease that is being given up. Nobody asks in which mode.
+            _ if matches!(kind, LockKind::Flock | LockKind::Other) => Mode::Shared,
+            _ => return None,
+        };
+        let pid = words.next()?.parse().ok()?;
+        let file = FileKey::parse(words.next()?)?;
+        let start = words.next()?.parse().ok()?;
+        let last = match words.next()? {
+            "EOF" => None,
+            last => Some(last.parse().ok()?),
+        };
+        let lock = FdLock { kind, mode, range: ByteRange::between(start, last)? };
+        Some(Self { lock, pid, file, waits })
+    }
+
+    /// Whether it holds a lock on this file that can exclude one of a lockspace.
+    fn holds(&self, file: FileKey) -> bool {
+        let counts = matches!(self.lock.kind, LockKind::Ofd | LockKind::Posix);
+        counts && !self.waits && self.file == file
+    }
+}
+
+/// The common heart of the functions above.
+fn holders(file: FileKey, ours: &[RawFd]) -> io::Result<Vec<Holder>> {
+    let table = locks_on(file)?;
+    let records = table.iter().filter(|entry| entry.lock.kind == LockKind::Posix);
+    let mut found: Vec<_> =
+        records.map(|entry| Holder::new(entry.lock, Kind::Record, by_pid(entry.pid))).collect();
+
+    let mut listed = tally_ofd(&table);
+    let own = tally_ofd(&own_locks(file, ours));
+    listed.retain(|lock, count| *count > own.get(lock).copied().unwrap_or(0));
+    if listed.is_empty() {
+        return Ok(found);
+    }
+    let this = own_pid();
+    // In another pid namespace's `/proc`, the numbers are not those that `kcmp` takes.
+    let same = |a: Descriptor, b: Descriptor| match this == Some(std::process::id()) {
+        true => same_description(a.pid, a.fd, b.pid, b.fd),
+        false => None,
+    };
+    let mut carriers = carriers(file)?;
+    // A lock that is gone by now was not hidden: its holder let go while we looked.
+    let still = tally_ofd(&locks_on(file)?);
+    // In the table's order, and each of several equal locks once.
+    for lock in table.iter().map(|entry| entry.lock) {
+        let Some(count) = listed.remove(&lock) else { continue };
+        let count = count.min(still.get(&lock).copied().unwrap_or(0));
+        let foreign = count.saturating_sub(own.get(&lock).copied().unwrap_or(0));
+        let mut groups = group(carriers.remove(&lock).unwrap_or_default(), count, same);
+        groups.retain(|group| !group.iter().any(|d| Some(d.pid) == this && ours.contains(&d.fd)));
+        let unseen = foreign.saturating_sub(groups.len());
+        let by = groups.iter().map(|group| by_processes(group));
+        let by = by.chain(std::iter::repeat_n(By::Unknown, unseen));
+        found.extend(by.map(|by| Holder::new(lock, Kind::Ofd, by)));
+    }
+    Ok(found)
+}
+
+/// The locks on this file that are held and can exclude one of a lockspace.
+fn locks_on(file: FileKey) -> io::Result<Vec<Entry>> {
+    let table = fs::read("/proc/locks")
+        .map_err(|error| io::Error::new(error.kind(), format!("/proc/locks: {error}")))?;
+    let entries = table.split(|&b| b == b'\n').filter_map(Entry::parse);
+    Ok(entries.filter(|entry| entry.holds(file)).collect())
+}
+
+/// The locks on this file that these descriptors of this process carry.
+fn own_locks(file: FileKey, ours: &[RawFd]) -> Vec<Entry> {
+    let infos = ours.iter().filter_map(|&fd| own_fdinfo(fd).ok());
+    infos.flat_map(|info| entries_in(&info, file).collect::<Vec<_>>()).collect()
+}
+
+/// How many OFD locks of each kind there are: equal ones are those of several descriptions.
+fn tally_ofd(entries: &[Entry]) -> HashMap<FdLock, usize> {
+    let mut counts = HashMap::new();
+    for entry in entries.iter().filter(|entry| entry.lock.kind == LockKind::Ofd) {
+        *counts.entry(entry.lock).or_default() += 1;
+    }
+    counts
+}
+
+/// A descriptor of some process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Descriptor {
+    pid: u32,
+    fd: RawFd,
+}
+
+/// Every descriptor in sight that carries an OFD lock on this file, by lock.
+///
+/// What is in the way of one look (the process has exited, or is not ours to see) ends that look
+/// alone.
+fn carriers(file: FileKey) -> io::Result<HashMap<FdLock, Vec<Descriptor>>> {
+    let mut found: HashMap<_, Vec<_>> = HashMap::new();
+    for process in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = number(process.file_name().as_bytes()) else { continue };
+        let Ok(descriptors) = fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let Some(fd) = number(descriptor.file_name().as_bytes()) else { continue };
+            if is_no_file(&descriptor.path()) {
+                continue;
+            }
+            let Ok(info) = fs::read(format!("/proc/{pid}/fdinfo/{fd}")) else { continue };
+            for entry in entries_in(&info, file) {
+                if entry.lock.kind == LockKind::Ofd {
+                    found.entry(entry.lock).or_default().push(Descriptor { pid, fd });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a descriptor is a socket or the like, which has no locks: reading the link is cheaper
+/// than making the kernel print an fdinfo, and, unlike a `stat`, asks no file system.
+fn is_no_file(link: &Path) -> bool {
+    let kinds: [&[u8]; 3] = [b"socket:", b"pipe:", b"anon_inode:"];
+    fs::read_link(link)
+        .is_ok_and(|to| kinds.iter().any(|kind| to.as_os_str().as_bytes().starts_with(kind)))
+}
+
+/// The descriptors, one group for each open file description; none where that cannot be told.
+///
+/// `listed` is how many descriptions `/proc/locks` counts. It decides where `same` cannot.
+fn group(
+    descriptors: Vec<Descriptor>,
+    listed: usize,
+    same: impl Fn(Descriptor, Descriptor) -> Option<bool>,
+) -> Vec<Vec<Descriptor>> {
+    let mut groups: Vec<Vec<Descriptor>> = Vec::new();
+    for &descriptor in &descriptors {
+        let told: Option<Vec<bool>> =
+            groups.iter().map(|group| same(group[0], descriptor)).collect();
+        match told.map(|told| told.iter().position(|&same| same)) {
+            Some(Some(known)) => groups[known].push(descriptor),
+            Some(None) => groups.push(vec![descriptor]),
+            None if listed == 1 => return vec![descriptors],
+            None if listed == descriptors.len() => {
+                return descriptors.into_iter().map(|descriptor| vec![descriptor]).collect();
+            }
+            None => return Vec::new(),
+        }
+    }
+    groups
+}
+
+impl Holder {
+    fn new(lock: FdLock, kind: Kind, by: By) -> Self {
+        Self { mode: lock.mode, kind, range: lock.range, by }
+    }
+}
+
+fn by_processes(descriptors: &[Descriptor]) -> By {
+    let pids: BTreeSet<u32> = descriptors.iter().map(|descriptor| descriptor.pid).collect();
+    By::Processes(pids.into_iter().map(Process::new).collect())
+}
+
+fn by_pid(pid: i64) -> By {
+    match u32::try_from(pid) {
+        Ok(pid) if pid > 0 => By::Processes(vec![Process::new(pid)]),
+        _ => By::Unknown,
+    }
+}
+
+impl Process {
+    fn new(pid: u32) -> Self {
+        let mut command = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        command.pop_if(|last| *last == b'\n');
+        Self { pid, command: OsString::from_vec(command) }
+    }
+}
+
+/// This process's pid in the pid namespace of `/proc`.
+fn own_pid() -> Option<u32> {
+    number(fs::read_link("/proc/self").ok()?.as_os_str().as_bytes())
+}
+
+fn own_fdinfo(fd: RawFd) -> io::Result<Vec<u8>> {
+    fs::read(format!("/proc/thread-self/fdinfo/{fd}"))
+}
+
+/// The locks on this file in an fdinfo.
+fn entries_in(info: &[u8], file: FileKey) -> impl Iterator<Item = Entry> {
+    fields(info, b"lock:").filter_map(Entry::parse).filter(move |entry| entry.holds(file))
+}
+
+/// What follows this name, in each line that begins with it.
+fn fields<'a>(info: &'a [u8], name: &'static [u8]) -> impl Iterator<Item = &'a [u8]> {
+    info.split(|&b| b == b'\n').filter_map(|line| Some(line.strip_prefix(name)?.trim_ascii()))
+}
+
+fn number<T: FromStr>(word: &[u8]) -> Option<T> {
+    str::from_utf8(word).ok()?.parse().ok()
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ofd => "OFD lock",
+            Self::Record => "record lock",
+        })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}, {}", self.by, self.mode, self.range)?;
+        match self.by {
+            // A lockspace's own locks are of one kind.
+            By::Owners(_) => f.write_str(")"),
+            _ => write!(f, ", {})", self.kind),
+        }
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Owners(owners) => {
+                f.write_str(if owners.len() == 1 { "owner " } else { "owners " })?;
+                join(f, owners, ", ")
+            }
+            Self::Processes(processes) => join(f, processes, " and "),
+            Self::Unknown => f.write_str("an unknown process"),
+        }
+    }
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        if self.command.is_empty() {
+            return Ok(());
+        }
+        // Debug quotes, and escapes what could forge a line or hide in one.
+        write!(f, " {:?}", self.command)
+    }
+}
+
+fn join(f: &mut fmt::Formatter<'_>, items: &[impl fmt::Display], between: &str) -> fmt::Result {
+    for (i, item) in items.iter().enumerate() {
+        write!(f, "{}{item}", if i == 0 { "" } else { between })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::kernel::ofd;
+
+    fn entry(line: &str) -> Option<Entry> {
+        Entry::parse(line.as_bytes())
+    }
+
+    const FILE: FileKey = FileKey { dev: 0xfe01, ino: 1234 };
+
+    #[test]
+    fn a_line_of_the_table_is_read() {
+        let ofd = entry("7: OFDLCK ADVISORY  WRITE -1 fe:01:1234 0 0").unwrap();
+        let lock = FdLock { kind: LockKind::Ofd, mode: Mode::Exclusive, range: ByteRange::FIRST };
+        assert_eq!(ofd, Entry { lock, pid: -1, file: FILE, waits: false });
+
+        let record = entry("12: POSIX  ADVISORY  READ 77 fe:01:1234 100 103").unwrap();
+        assert_eq!((record.lock.kind, record.lock.mode), (LockKind::Posix, Mode::Shared));
+        assert_eq!((record.pid, record.lock.range.to_string().as_str()), (77, "bytes 100-103"));
+
+        let whole = entry("1: POSIX  ADVISORY  WRITE 6862 fe:01:1234 0 EOF").unwrap();
+        assert_eq!(whole.lock.range, ByteRange::WHOLE_FILE);
+        // As in an fdinfo, after `lock:`.
+        assert!(entry("\t1: OFDLCK ADVISORY  READ -1 00:1ab:9 200 EOF").is_some());
+    }
+
+    #[test]
+    fn waiters_leases_and_flocks_hold_nothing() {
+        for line in [
+            "1: -> OFDLCK ADVISORY  WRITE -1 fe:01:1234 0 0",
+            "1:  -> POSIX  ADVISORY  WRITE 77 fe:01:1234 0 EOF",
+            "2: FLOCK  ADVISORY  WRITE 2711 fe:01:1234 0 EOF",
+            "3: LEASE  ACTIVE    READ 8018 fe:01:1234 0 EOF",
+            "3: LEASE  BREAKING  UNLCK 8018 fe:01:1234 0 EOF",
+            "4: DELEG  ACTIVE    READ 8018 fe:01:1234 0 EOF",
+        ] {
+            assert!(!entry(line).expect(line).holds(FILE), "{line}");
+        }
+    }
+
+    #[test]
+    fn odd_lines_are_no_locks() {
+        for line in [
+            "",
+            "1:",
+            "1: ->",
+            "1: POSIX  *NOINODE* READ 77 <none>:0 0 EOF",
+            "1: POSIX  ADVISORY  SOME 77 fe:01:1234 0 EOF",
+            "1: POSIX  ADVISORY  READ 77 fe:01:1234 9 8",
+            "1: POSIX  ADVISORY  READ 77 fe:01:1234 -1 EOF",
+            "1: POSIX  ADVISORY  READ 77 fe:01:1234 0 99999999999999999999",
+            "1: POSIX  ADVISORY  READ 77 fe:01:1234 0",
+        ] {
+            assert_eq!(entry(line), None, "{line}");
+        }
+        assert_eq!(Entry::parse(b"1: POSIX \xff"), None);
+    }
+
+    #[test]
+    fn the_device_of_a_mount_is_found_by_its_whole_number() {
+        let table = b"270 1 0:9 / /a rw\nodd\n27 1 254:1 / / rw - ext4 /dev/vda rw\n";
+        assert_eq!(device_of_mount(table, 27), Some(FILE.dev));
+        assert_eq!(device_of_mount(table, 2), None);
+    }
+
+    #[test]
+    fn descriptors_are_grouped_by_what_kcmp_or_the_count_tells() {
+        let [a, b, c] = [1, 2, 3].map(|pid| Descriptor { pid, fd: 3 });
+        let all = || vec![a, b, c];
+        let told =
+            |x: Descriptor, y: Descriptor| Some(x.pid.min(y.pid) == 1 && x.pid.max(y.pid) == 3);
+        assert_eq!(group(all(), 2, told), [vec![a, c], vec![b]]);
+        let mute = |_, _| None;
+        assert_eq!(group(all(), 1, mute), [all()]);
+        assert_eq!(group(all(), 3, mute), [[a], [b], [c]]);
+        assert!(group(all(), 2, mute).is_empty());
+        assert!(group(vec![], 1, mute).is_empty());
+    }
+
+    #[test]
+    fn our_own_locks_are_left_out_and_equal_ones_are_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let [a, b] = [0; 2].map(|_| File::open(file.path()).unwrap());
+        let left = |ours: &[&File]| {
+            let ours: Vec<_> = ours.iter().map(|file| file.as_raw_fd()).collect();
+            holders_of_descriptor(a.as_fd(), &ours).unwrap().len()
+        };
+        for file in [&a, &b] {
+            assert_eq!(locks_on_descriptor(file.as_raw_fd()).unwrap(), []);
+            assert!(ofd::try_lock(file.as_fd(), Mode::Shared, ByteRange::FIRST).unwrap());
+        }
+        assert_eq!([left(&[]), left(&[&a]), left(&[&b]), left(&[&a, &b])], [2, 1, 1, 0]);
+
+        let lock = FdLock { kind: LockKind::Ofd, mode: Mode::Shared, range: ByteRange::FIRST };
+        assert_eq!(locks_on_descriptor(a.as_raw_fd()).unwrap(), [lock]);
+        a.lock().unwrap();
+        assert_eq!(locks_on_descriptor(a.as_raw_fd()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn holders_print_as_one_line() {
+        let process = |pid, command: &str| Process { pid, command: command.into() };
+        let first = |mode, by| Holder { mode, kind: Kind::Ofd, range: ByteRange::FIRST, by };
+        let owners = |ids: &[u64]| By::Owners(ids.iter().copied().map(OwnerId::new).collect());
+        for (holder, line) in [
+            (first(Mode::Exclusive, owners(&[4711])), "owner 4711 (exclusive, byte 0)"),
+            (first(Mode::Shared, owners(&[1, 2])), "owners 1, 2 (shared, byte 0)"),
+            (
+                first(Mode::Shared, By::Processes(vec![process(77, "a"), process(78, "")])),
+                r#"pid 77 "a" and pid 78 (shared, byte 0, OFD lock)"#,
+            ),
+            (
+                first(Mode::Exclusive, By::Processes(vec![process(1, "a\n\x1b[31m\"\u{202e}")])),
+                r#"pid 1 "a\n\u{1b}[31m\"\u{202e}" (exclusive, byte 0, OFD lock)"#,
+            ),
+            (
+                Holder { kind: Kind::Record, ..first(Mode::Exclusive, By::Unknown) },
+                "an unknown process (exclusive, byte 0, record lock)",
+            ),
+        ] {
+            assert_eq!(holder.to_string(), line);
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Open-file-description (OFD) locks on a range of bytes.
+//!
+//! Why this kind: a POSIX record lock belongs to the process, so it vanishes when *any*
+//! descriptor of the file is closed anywhere in the process, and two threads never exclude each
+//! other. An OFD lock belongs to the open file description: it stays until that description's
+//! last descriptor is closed or it is unlocked explicitly, and two descriptions exclude each
+//! other wherever they live. Both kinds exclude one another, so virtlockd and we do too.
+//!
+//! A forked child shares the description, and so keeps the lock alive after our close: whoever
+//! releases must [`unlock`] first.
+//!
+//! # References
+//! - `fcntl_locking(2)`, "Open file description locks"
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::request::{ByteRange, Mode};
+
+/// Tries to take, or to convert, this description's lock on `range`; never blocks.
+///
+/// `false`: somebody else holds a lock in the way. What this description held before, it still
+/// holds then.
+///
+/// # Errors
+/// `EBADF` where the descriptor is not open for what the mode needs (exclusive: writing, shared:
+/// reading); `ENOLCK` where the kernel or a network file system has no lock to give.
+pub(crate) fn try_lock(fd: BorrowedFd<'_>, mode: Mode, range: ByteRange) -> io::Result<bool> {
+    let kind = match mode {
+        Mode::Exclusive => libc::F_WRLCK,
+        Mode::Shared => libc::F_RDLCK,
+    };
+    match set(fd, kind, range) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives back what this description holds within `range`, whoever shares it.
+pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
+    set(fd, libc::F_UNLCK, range)
+}
+
+fn set(fd: BorrowedFd<'_>, kind: libc::c_int, range: ByteRange) -> io::Result<()> {
+    // `ByteRange` ends at the largest file offset, so neither number is ever out of range.
+    let in_file = |offset: u64| libc::off64_t::try_from(offset).unwrap_or(libc::off64_t::MAX);
+    // `l_pid` must be 0 in an OFD call, and `l_len` 0 means to the end of the file.
+    let lock = libc::flock64 {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: in_file(range.start()),
+        l_len: range.len().map_or(0, |len| in_file(len.get())),
+        l_pid: 0,
+    };
+    loop {
+        // SAFETY: the descriptor is open, as its type says, and `lock` is a `flock64` that
+        // lives through the call, which is what F_OFD_SETLK reads.
+        let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        // A file system that answers from afar may be interrupted; nothing has happened then.
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! A descriptor that holds its lock: open, lock, check that the name still leads to it, unlink,
+//! unlock, close.
+//!
+//! The trap that this module avoids: lock files are unlinked and made again while others are
+//! between their `open` and their lock. Who then locks the file that has lost its name holds
+//! nothing, and two programs write one image. So after every lock, *and after every refusal*, the
+//! descriptor must be what the name leads to, or everything begins again.
+//!
+//! What it knows of owners: nothing.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
+use rustix::io::Errno;
+
+use crate::directory::{Directory, FileId, needs_raising, raised};
+use crate::error::{BadRequest, IoError};
+use crate::holder::{LockKind, locks_on_descriptor};
+use crate::kernel::ofd;
+use crate::name::{Leads, Name};
+use crate::process::Process;
+use crate::request::{ByteRange, Mode};
+
+/// How often a file that was replaced meanwhile is opened again. Eight processes that create and
+/// unlink one name without pause need a handful.
+const TRIES: u32 = 1000;
+
+/// An open file with our lock on it.
+#[derive(Debug)]
+pub(crate) struct LockFile {
+    fd: OwnedFd,
+    id: FileId,
+    range: ByteRange,
+}
+
+/// What to open and to lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) mode: Mode,
+    pub(crate) range: ByteRange,
+    /// Create the file where it is missing.
+    pub(crate) create: bool,
+    /// The permissions of a file that is created.
+    pub(crate) file_mode: u32,
+    /// Open for writing although the mode does not need it.
+    pub(crate) upgradable: bool,
+    pub(crate) refuse_hard_links: bool,
+}
+
+/// Why there is no lock. Nothing is open, locked or created then.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Somebody else has a lock on this file.
+    Contended(FileId),
+    NotFound,
+    Bad(BadRequest),
+    /// This directory, the space's, is not where its path leads any more.
+    Moved(PathBuf),
+    /// The file was replaced this often.
+    Unstable(u32),
+    Io(IoError),
+}
+
+impl From<IoError> for Refusal {
+    fn from(error: IoError) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// Whether a descriptor is what its name leads to.
+enum Identity {
+    /// It is.
+    Same,
+    /// The name leads to another file, or to none.
+    Stale,
+    /// The name's directory, of this path, is not where the path leads.
+    Moved(PathBuf),
+}
+
+impl LockFile {
+    /// Opens and locks the file that the name leads to. Never blocks on a lock. Adds to `stale`
+    /// for each file that had lost its name before it was locked.
+    pub(crate) fn take(name: &Name, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
+        for _ in 0..TRIES {
+            let Some((file, created)) = Self::open(name, ask)? else { continue };
+            let locked = ofd::try_lock(file.fd.as_fd(), ask.mode, ask.range)
+                .map_err(|source| IoError::new("fcntl", name.path(), source));
+            let refused = match locked.and_then(|locked| Ok((locked, file.identity(name)?))) {
+                Ok((true, Identity::Same)) => return Ok(file),
+                Ok((false, Identity::Same)) => Some(Refusal::Contended(file.id)),
+                Ok((_, Identity::Moved(directory))) => Some(Refusal::Moved(directory)),
+                Ok((_, Identity::Stale)) => {
+                    stale.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+                Err(error) => Some(error.into()),
+            };
+            // What is left of a file that we made for nothing is removed like a last share.
+            let _ = file.release(name, created.then_some(Mode::Shared));
+            if let Some(refused) = refused {
+                return Err(refused);
+            }
+        }
+        Err(Refusal::Unstable(TRIES))
+    }
+
+    /// Locks somebody's open file through `fd`, a duplicate of their descriptor.
+    pub(crate) fn take_opened(
+        process: &'static Process,
+        fd: OwnedFd,
+        id: FileId,
+        ask: &Ask,
+    ) -> Result<Self, Refusal> {
+        let path = path_of(fd.as_fd());
+        let failed = |call, source| Refusal::Io(IoError::new(call, &path, source));
+        let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat", errno.into()))?;
+        check_file(&stat, &path, ask)?;
+        let access = rustix::fs::fcntl_getfl(&fd).map_err(|e| failed("fcntl", e.into()))?;
+        check_access(access, ask.mode)?;
+        // Two descriptors may share one open file: without this, two threads could both see it
+        // without a lock and both lock it, and each would believe it was alone.
+        let _alone = process.alone_with(id);
+        let locks = locks_on_descriptor(fd.as_raw_fd());
+        let locks = locks.map_err(|source| failed("read /proc/self/fdinfo", source))?;
+        if locks.iter().any(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix)) {
+            return Err(Refusal::Bad(BadRequest::CarriesLock));
+        }
+        match ofd::try_lock(fd.as_fd(), ask.mode, ask.range) {
+            Ok(true) => Ok(Self { fd, id, range: ask.range }),
+            Ok(false) => Err(Refusal::Contended(id)),
+            Err(source) => Err(failed("fcntl", source)),
+        }
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    pub(crate) fn number(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
+    /// Ends the hold: unlinks the lock file if `unlink` says in which mode it is held, unlocks,
+    /// closes. Whatever cannot be removed stays, and the hold has ended all the same.
+    pub(crate) fn release(self, name: &Name, unlink: Option<Mode>) -> Result<(), IoError> {
+        let unlinked = match (unlink, name.leads()) {
+            (Some(mode), Leads::In(directory, file)) => {
+                self.unlink(mode, directory, Path::new(&file))
+            }
+            _ => Ok(()),
+        };
+        self.close();
+        unlinked
+    }
+
+    /// Unlocks and closes. The unlock is not left to the close: a process that was forked
+    /// meanwhile shares the open file, and would keep the lock alive.
+    fn close(self) {
+        // It cannot fail on a range as it was locked, and if it did, the close would be next.
+        let _ = ofd::unlock(self.fd.as_fd(), ByteRange::WHOLE_FILE);
+    }
+
+    /// Removes the file, unless somebody else holds it or has put another in its place.
+    fn unlink(&self, mode: Mode, directory: &Directory, file: &Path) -> Result<(), IoError> {
+        let failed = |call, source| IoError::new(call, directory.path().join(file), source);
+        // The last two shared holders must not both keep their lock while they try to become
+        // exclusive: both would fail, and the file would stay.
+        if mode == Mode::Shared {
+            let _ = ofd::unlock(self.fd.as_fd(), self.range);
+        }
+        // The whole file: somebody may hold other bytes of it than ours.
+        let alone = ofd::try_lock(self.fd.as_fd(), Mode::Exclusive, ByteRange::WHOLE_FILE);
+        if !alone.map_err(|source| failed("fcntl", source))? {
+            return Ok(());
+        }
+        match rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileId::from(&stat) == self.id => {}
+            // What is there is not ours, or nothing is.
+            Ok(_) | Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(failed("newfstatat", errno.into())),
+        }
+        match rustix::fs::unlinkat(directory, file, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(failed("unlinkat", errno.into())),
+        }
+    }
+
+    /// Opens the file, or creates it; `None` where it came or went meanwhile. Tells whether it
+    /// was created.
+    fn open(name: &Name, ask: &Ask) -> Result<Option<(Self, bool)>, Refusal> {
+        let opened = match name.leads() {
+            Leads::In(directory, file) => open_in(directory, Path::new(&file), ask)?,
+            Leads::To(path) => open_direct(path, ask)?.map(|fd| (fd, false)),
+            Leads::Nowhere => return Err(Refusal::NotFound),
+        };
+        let Some((fd, created)) = opened else { return Ok(None) };
+        let failed = |call| move |errno| IoError::new(call, name.path(), errno);
+        let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
+        check_file(&stat, &name.path(), ask)?;
+        let file = Self { id: FileId::from(&stat), fd, range: ask.range };
+        match needs_raising(&file.fd).then(|| raised(&file.fd)) {
+            None => Ok(Some((file, created))),
+            Some(Ok(fd)) => Ok(Some((Self { fd, ..file }, created))),
+            Some(Err(errno)) => {
+                let _ = file.release(name, created.then_some(Mode::Shared));
+                Err(failed("fcntl")(errno).into())
+            }
+        }
+    }
+
+    /// Whether the name leads to this file.
+    fn identity(&self, name: &Name) -> Result<Identity, IoError> {
+        is_at(self.id, name)
+    }
+}
+
+/// Whether the name leads to the file `id`, which somebody has open.
+///
+/// By the whole path, never relative to the open directory: one call then tells both that the
+/// directory is still where others look for it and that the file is still there.
+fn is_at(id: FileId, name: &Name) -> Result<Identity, IoError> {
+    let (path, flags) = match name.leads() {
+        Leads::In(directory, file) => (directory.path().join(file), AtFlags::SYMLINK_NOFOLLOW),
+        Leads::To(path) => (path.to_owned(), AtFlags::empty()),
+        Leads::Nowhere => return Ok(Identity::Same),
+    };
+    match rustix::fs::statat(CWD, &path, flags) {
+        Ok(stat) if FileId::from(&stat) == id => Ok(Identity::Same),
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match name.leads() {
+            Leads::In(directory, _) if !directory.is_where_it_was() => {
+                Ok(Identity::Moved(directory.path().to_owned()))
+            }
+            _ => Ok(Identity::Stale),
+        },
+        Err(errno) => Err(IoError::new("newfstatat", path, errno)),
+    }
+}
+
+/// Whether the name still leads to the file `id`, which the caller holds.
+pub(crate) fn leads_to(name: &Name, id: FileId) -> Result<bool, IoError> {
+    is_at(id, name).map(|identity| matches!(identity, Identity::Same))
+}
+
+/// Which file the path leads to, without opening it.
+pub(crate) fn id_at(path: &Path) -> Result<FileId, Refusal> {
+    match rustix::fs::stat(path) {
+        Ok(stat) => Ok(FileId::from(&stat)),
+        Err(Errno::NOENT) => Err(Refusal::NotFound),
+        Err(errno) => Err(IoError::new("stat", path, errno).into()),
+    }
+}
+
+/// Puts an empty file where the name leads, if there is none.
+pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
+    let ask = Ask {
+        mode: Mode::Shared,
+        range: ByteRange::FIRST,
+        create: true,
+        file_mode,
+        upgradable: false,
+        refuse_hard_links: false,
+    };
+    for _ in 0..TRIES {
+        match name.leads() {
+            Leads::Nowhere => return Ok(()),
+            Leads::To(path) => match rustix::fs::stat(path) {
+                Ok(stat) => return check_file(&stat, path, &ask),
+                Err(Errno::NOENT) => {
+                    let flags = OPEN | OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL;
+                    match rustix::fs::open(path, flags, file_mode.into()) {
+                        Ok(_) => return Ok(()),
+                        Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(IoError::new("openat", path, errno).into()),
+                    }
+                }
+                Err(errno) => return Err(IoError::new("stat", path, errno).into()),
+            },
+            Leads::In(..) => {
+                let Some((file, _)) = LockFile::open(name, &ask)? else { continue };
+                match file.identity(name)? {
+                    Identity::Same => return Ok(()),
+                    Identity::Moved(directory) => return Err(Refusal::Moved(directory)),
+                    Identity::Stale => {}
+                }
+            }
+        }
+    }
+    Err(Refusal::Unstable(TRIES))
+}
+
+/// Removes the file that the name leads to, unless anybody holds any byte of it.
+pub(crate) fn delete(name: &Name, stale: &AtomicU64) -> Result<(), Refusal> {
+    let ask = Ask {
+        mode: Mode::Exclusive,
+        range: ByteRange::WHOLE_FILE,
+        create: false,
+        file_mode: 0,
+        upgradable: false,
+        refuse_hard_links: false,
+    };
+    let file = LockFile::take(name, &ask, stale)?;
+    let removed = match name.leads() {
+        Leads::In(directory, file) => rustix::fs::unlinkat(directory, &*file, AtFlags::empty()),
+        Leads::To(path) => rustix::fs::unlink(path),
+        Leads::Nowhere => Ok(()),
+    };
+    file.close();
+    removed.map_err(|errno| IoError::new("unlinkat", name.path(), errno).into())
+}
+
+/// Close-on-exec; a terminal does not become ours; a FIFO does not block.
+const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY).union(OFlags::NONBLOCK);
+
+fn open_in(
+    directory: &Arc<Directory>,
+    file: &Path,
+    ask: &Ask,
+) -> Result<Option<(OwnedFd, bool)>, Refusal> {
+    let path = || directory.path().join(file);
+    let open = |more, mode: u32| {
+        let flags = OPEN | OFlags::RDWR | OFlags::NOFOLLOW | more;
+        rustix::fs::openat(directory, file, flags, mode.into())
+    };
+    // First without O_CREAT: with it, fs.protected_regular refuses a file of another user in a
+    // sticky directory.
+    let (fd, created) = match open(OFlags::empty(), 0) {
+        Ok(fd) => (fd, false),
+        Err(Errno::NOENT) if !directory.is_where_it_was() => {
+            return Err(Refusal::Moved(directory.path().to_owned()));
+        }
+        Err(Errno::NOENT) if !ask.create => return Err(Refusal::NotFound),
+        Err(Errno::NOENT) => match open(OFlags::CREATE | OFlags::EXCL, ask.file_mode) {
+            Ok(fd) => (fd, true),
+            Err(Errno::EXIST) => return Ok(None),
+            Err(errno) => return Err(IoError::new("openat", path(), errno).into()),
+        },
+        Err(errno) => {
+            // A symlink, a directory, a socket: say what it is rather than what open says.
+            if let Ok(stat) = rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+                check_kind(&stat, &path())?;
+            }
+            return Err(IoError::new("openat", path(), errno).into());
+        }
+    };
+    Ok(Some((fd, created)))
+}
+
+fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
+    // Before the open: to open a device can rewind a tape or reset a line.
+    match rustix::fs::stat(path) {
+        Ok(stat) => check_file(&stat, path, ask)?,
+        Err(Errno::NOENT) => return Err(Refusal::NotFound),
+        Err(errno) => return Err(IoError::new("stat", path, errno).into()),
+    }
+    let write = ask.mode == Mode::Exclusive || ask.upgradable;
+    let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
+    match rustix::fs::open(path, OPEN | access, rustix::fs::Mode::empty()) {
+        Ok(fd) => Ok(Some(fd)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::ROFS) if write => Err(Refusal::Bad(BadRequest::ReadOnly)),
+        Err(Errno::ACCESS | Errno::PERM) if write && can_read(path) => {
+            Err(Refusal::Bad(BadRequest::ReadOnly))
+        }
+        Err(errno) => Err(IoError::new("openat", path, errno).into()),
+    }
+}
+
+fn can_read(path: &Path) -> bool {
+    rustix::fs::accessat(CWD, path, rustix::fs::Access::READ_OK, AtFlags::EACCESS).is_ok()
+}
+
+fn check_access(flags: OFlags, mode: Mode) -> Result<(), Refusal> {
+    let access = flags & OFlags::RWMODE;
+    let path_only = flags.contains(OFlags::PATH);
+    let (fits, needs) = match mode {
+        Mode::Exclusive => (access != OFlags::RDONLY, "writing"),
+        Mode::Shared => (access != OFlags::WRONLY, "reading"),
+    };
+    if fits && !path_only { Ok(()) } else { Err(Refusal::Bad(BadRequest::WrongAccess { needs })) }
+}
+
+/// Only a regular file or a block device can stand for a resource.
+fn check_file(stat: &Stat, path: &Path, ask: &Ask) -> Result<(), Refusal> {
+    check_kind(stat, path)?;
+    if ask.refuse_hard_links {
+        check_links(stat)?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::unnecessary_cast, clippy::useless_conversion)] // its width differs by target
+fn check_links(stat: &Stat) -> Result<(), Refusal> {
+    match stat.st_nlink as u64 {
+        // A file that has just lost its name is found out by its identity.
+        0 | 1 => Ok(()),
+        links => Err(Refusal::Bad(BadRequest::HardLinks { links })),
+    }
+}
+
+fn check_kind(stat: &Stat, path: &Path) -> Result<(), Refusal> {
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile | FileType::BlockDevice => return Ok(()),
+        FileType::Directory => "a directory",
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice => "a character device",
+        _ => "no file that can be written",
+    };
+    Err(Refusal::Bad(BadRequest::NotAFile { path: path.to_owned(), kind }))
+}
+
+/// The path of an image without symlinks, `.` and `..`.
+pub(crate) fn resolve_image(path: &Path, refuse_hard_links: bool) -> Result<PathBuf, Refusal> {
+    let failed = |call, source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => Refusal::NotFound,
+        _ => Refusal::Io(IoError::new(call, path, source)),
+    };
+    let resolved = std::fs::canonicalize(path).map_err(|source| failed("realpath", source))?;
+    let stat = rustix::fs::stat(&resolved).map_err(|errno| failed("stat", errno.into()))?;
+    check_kind(&stat, &resolved)?;
+    if refuse_hard_links {
+        check_links(&stat)?;
+    }
+    Ok(resolved)
+}
+
+/// Which file a descriptor is open on, and a duplicate of it that is ours to keep.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<(OwnedFd, FileId), IoError> {
+    let failed = |call| move |errno| IoError::new(call, path_of(fd), errno);
+    let id = id_of(fd)?;
+    Ok((raised(&fd).map_err(failed("fcntl"))?, id))
+}
+
+/// Which file a descriptor is open on.
+pub(crate) fn id_of(fd: BorrowedFd<'_>) -> Result<FileId, IoError> {
+    match rustix::fs::fstat(fd) {
+        Ok(stat) => Ok(FileId::from(&stat)),
+        Err(errno) => Err(IoError::new("fstat", path_of(fd), errno)),
+    }
+}
+
+/// Where a descriptor's file seems to be, for messages; empty where it has no path.
+pub(crate) fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    std::fs::read_link(link).ok().filter(|path| path.is_absolute()).unwrap_or_default()
+}

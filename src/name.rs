@@ -1,0 +1,378 @@
+//! Names, and the paths that they lead to.
+//!
+//! A [`Naming`] is chosen once for a space; a [`Target`] says which resource is meant, each time.
+
+use std::borrow::{Borrow, Cow};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use md5::Digest as _;
+
+use crate::directory::Directory;
+use crate::error::{BadRequest, OpenError};
+
+/// The longest path that the kernel takes (`PATH_MAX` without its NUL), and so the longest name.
+const LONGEST_NAME: usize = 4095;
+/// The longest path component (`NAME_MAX`).
+const LONGEST_COMPONENT: usize = 255;
+
+/// How a space finds the file that stands for a name. It carries the directory, so that a
+/// directory cannot be forgotten, nor given to a space that needs none.
+///
+/// | naming | lock file of the resource `NAME` | for |
+/// |---|---|---|
+/// | [`md5`](Self::md5) | `DIR/` and the MD5 of the name in hex | names of any length, such as image paths |
+/// | `sha256` | `DIR/` and its SHA-256 | the same, beside libvirt's lock daemon (feature `sha256`) |
+/// | [`verbatim`](Self::verbatim) | `DIR/NAME` | names that are file names, as LXC's are |
+/// | [`direct`](Self::direct) | `NAME`, the image itself | where every program that writes images must be kept out |
+/// | [`in_memory`](Self::in_memory) | none | threads of one process, as LXC's anonymous lock |
+#[derive(Clone, Debug)]
+pub struct Naming(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Directory(Scheme, PathBuf),
+    Direct,
+    InMemory,
+}
+
+/// How a name becomes a file name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Md5,
+    #[cfg(feature = "sha256")]
+    Sha256,
+    Verbatim,
+}
+
+impl Naming {
+    /// Lock files in `directory`, named by the MD5 of the resource's name. MD5 spreads names
+    /// here, it guards nothing: who can choose two names of one hash only makes them exclude each
+    /// other.
+    #[must_use]
+    pub fn md5(directory: impl Into<PathBuf>) -> Self {
+        Self(Kind::Directory(Scheme::Md5, directory.into()))
+    }
+
+    /// Lock files in `directory`, named by the SHA-256 of the resource's name: what libvirtd asks
+    /// its lock daemon for when `file_lockspace_dir` is set, so that both meet on one file.
+    #[cfg(feature = "sha256")]
+    #[must_use]
+    #[doc(alias = "file_lockspace_dir")]
+    pub fn sha256(directory: impl Into<PathBuf>) -> Self {
+        Self(Kind::Directory(Scheme::Sha256, directory.into()))
+    }
+
+    /// Lock files in `directory`, named as the resource is. A name is one path component then.
+    #[must_use]
+    pub fn verbatim(directory: impl Into<PathBuf>) -> Self {
+        Self(Kind::Directory(Scheme::Verbatim, directory.into()))
+    }
+
+    /// No lock files: a name is the absolute path of the file that is locked itself.
+    #[must_use]
+    pub fn direct() -> Self {
+        Self(Kind::Direct)
+    }
+
+    /// No files at all: the lock is known to this space alone.
+    #[must_use]
+    #[doc(alias = "lxc_newlock")]
+    pub fn in_memory() -> Self {
+        Self(Kind::InMemory)
+    }
+
+    /// Opens the directory, if there is one, making it with `dir_mode` where it is missing.
+    pub(crate) fn open(self, dir_mode: u32) -> Result<Place, OpenError> {
+        Ok(match self.0 {
+            Kind::Directory(scheme, path) => {
+                Place::Directory(scheme, Arc::new(Directory::open(&path, dir_mode)?))
+            }
+            Kind::Direct => Place::Direct,
+            Kind::InMemory => Place::InMemory,
+        })
+    }
+}
+
+/// A [`Naming`] with its directory open: where a space's names lead.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Directory(Scheme, Arc<Directory>),
+    Direct,
+    InMemory,
+}
+
+impl Place {
+    /// The name with its way to a file, if such a name can be here.
+    pub(crate) fn name(&self, text: &OsStr) -> Result<Arc<Name>, BadRequest> {
+        check(text, LONGEST_NAME)?;
+        let way = match self {
+            Self::Directory(scheme, directory) => {
+                let file = match scheme {
+                    Scheme::Md5 => File::Md5(md5::Md5::digest(text.as_bytes()).into()),
+                    #[cfg(feature = "sha256")]
+                    Scheme::Sha256 => File::Sha256(sha2::Sha256::digest(text.as_bytes()).into()),
+                    Scheme::Verbatim => {
+                        check(text, LONGEST_COMPONENT)?;
+                        if matches!(text.as_bytes(), b"." | b"..")
+                            || text.as_bytes().contains(&b'/')
+                        {
+                            return Err(BadRequest::NotOneComponent);
+                        }
+                        File::Verbatim
+                    }
+                };
+                Way::In(Arc::clone(directory), file)
+            }
+            Self::Direct if text.as_bytes().first() != Some(&b'/') => {
+                return Err(BadRequest::Relative);
+            }
+            Self::Direct => Way::Path,
+            Self::InMemory => Way::Nowhere,
+        };
+        Ok(Arc::new(Name { text: text.into(), way }))
+    }
+
+    /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
+    pub(crate) fn name_of_opened(text: &OsStr, path: PathBuf) -> Result<Arc<Name>, BadRequest> {
+        check(text, LONGEST_NAME)?;
+        Ok(Arc::new(Name { text: text.into(), way: Way::Opened(path.into()) }))
+    }
+}
+
+/// What no naming allows: such a name could never be written where C strings are.
+fn check(text: &OsStr, max: usize) -> Result<(), BadRequest> {
+    match text.as_bytes() {
+        [] => Err(BadRequest::Empty),
+        bytes if bytes.len() > max => Err(BadRequest::TooLong { max }),
+        bytes if bytes.contains(&0) => Err(BadRequest::Nul),
+        _ => Ok(()),
+    }
+}
+
+/// A resource's name, and its way to the lock file.
+#[derive(Debug)]
+pub(crate) struct Name {
+    text: Box<OsStr>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    In(Arc<Directory>, File),
+    Path,
+    Opened(Box<Path>),
+    Nowhere,
+}
+
+#[derive(Debug)]
+enum File {
+    Md5([u8; 16]),
+    #[cfg(feature = "sha256")]
+    Sha256([u8; 32]),
+    Verbatim,
+}
+
+/// Where a name leads, for those who make system calls.
+pub(crate) enum Leads<'a> {
+    /// To a file of this name in this directory.
+    In(&'a Arc<Directory>, Cow<'a, OsStr>),
+    /// To the file of this path.
+    To(&'a Path),
+    /// Nowhere: the resource is in memory only, or is somebody's open descriptor.
+    Nowhere,
+}
+
+impl Name {
+    /// The name that the caller knows.
+    pub(crate) fn text(&self) -> &OsStr {
+        &self.text
+    }
+
+    pub(crate) fn leads(&self) -> Leads<'_> {
+        match &self.way {
+            Way::In(directory, file) => Leads::In(
+                directory,
+                match file {
+                    File::Md5(digest) => Cow::Owned(OsString::from(hex_of(digest))),
+                    #[cfg(feature = "sha256")]
+                    File::Sha256(digest) => Cow::Owned(OsString::from(hex_of(digest))),
+                    File::Verbatim => Cow::Borrowed(&self.text),
+                },
+            ),
+            Way::Path => Leads::To(Path::new(&self.text)),
+            Way::Opened(_) | Way::Nowhere => Leads::Nowhere,
+        }
+    }
+
+    /// The path of the lock file; empty where there is none.
+    pub(crate) fn path(&self) -> PathBuf {
+        match (self.leads(), &self.way) {
+            (Leads::In(directory, file), _) => directory.path().join(file),
+            (Leads::To(path), _) => path.to_owned(),
+            (Leads::Nowhere, Way::Opened(path)) => path.clone().into_path_buf(),
+            (Leads::Nowhere, _) => PathBuf::new(),
+        }
+    }
+}
+
+fn hex_of(digest: &[u8]) -> String {
+    let mut text = [0; 64];
+    let text = &mut text[..2 * digest.len()];
+    hex::encode_to_slice(digest, text).expect("the buffer is twice as long as the digest");
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// The map finds a resource by the text of its name.
+impl Borrow<OsStr> for Key {
+    fn borrow(&self) -> &OsStr {
+        self.0.text()
+    }
+}
+
+/// A name as the map's key.
+#[derive(Clone, Debug)]
+pub(crate) struct Key(pub(crate) Arc<Name>);
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.text() == other.0.text()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.text().hash(state);
+    }
+}
+
+/// Which resource is meant.
+///
+/// A string or a path is a name, taken byte by byte: `/img/a` and `/img//a` are two names.
+/// [`Target::image`] resolves a path first, so that all its spellings are one;
+/// [`Target::opened`] is a file that the caller has open.
+///
+/// ```
+/// use lockspace::{Request, Target};
+///
+/// let by_name = Request::exclusive("disk-7");
+/// let by_path = Request::exclusive(Target::image("/img/a.qcow2"));
+/// let file = std::fs::File::open("/proc/self/exe").unwrap();
+/// let by_descriptor = Request::shared(Target::opened("disk-8", &file));
+/// ```
+#[derive(Clone)]
+pub struct Target<'a>(pub(crate) Means<'a>);
+
+#[derive(Clone, Debug)]
+pub(crate) enum Means<'a> {
+    Name(Cow<'a, OsStr>),
+    Image(&'a Path),
+    Opened(&'a OsStr, BorrowedFd<'a>),
+}
+
+impl<'a> Target<'a> {
+    /// The disk image that this path leads to, by whatever spelling: the resource's name is the
+    /// path with every symlink, `.` and `..` resolved, when the request is made. The lease tells
+    /// that name, and releases go by it. What is there must be a regular file or a block device.
+    ///
+    /// Mirrors the `realpath` that libvirt leaves to its callers.
+    #[must_use]
+    #[doc(alias = "realpath")]
+    pub fn image<P: AsRef<Path> + ?Sized>(path: &'a P) -> Self {
+        Self(Means::Image(path.as_ref()))
+    }
+
+    /// The caller's own open file, under a name of the caller's choice.
+    ///
+    /// The space locks a duplicate of the descriptor, so it needs no path and no permission to
+    /// open; it checks no name and removes no file. The descriptor must be open for reading to be
+    /// held shared and for writing to be held exclusively, and its open file must carry no record
+    /// or OFD lock yet. The caller may close it: the lock is held by the duplicate too.
+    ///
+    /// All descriptors of one open file share its lock. While the lease lives, do not lock or
+    /// unlock through the descriptor.
+    #[must_use]
+    pub fn opened<N: AsRef<OsStr> + ?Sized>(name: &'a N, file: &'a impl AsFd) -> Self {
+        Self(Means::Opened(name.as_ref(), file.as_fd()))
+    }
+}
+
+impl fmt::Debug for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+macro_rules! names {
+    ($($from:ty => $how:expr),* $(,)?) => {$(
+        impl<'a> From<$from> for Target<'a> {
+            fn from(name: $from) -> Self {
+                let how: fn($from) -> Cow<'a, OsStr> = $how;
+                Self(Means::Name(how(name)))
+            }
+        }
+    )*};
+}
+
+names! {
+    &'a str => |name| Cow::Borrowed(name.as_ref()),
+    &'a String => |name| Cow::Borrowed(name.as_ref()),
+    &'a OsStr => |name| Cow::Borrowed(name),
+    &'a OsString => |name| Cow::Borrowed(name),
+    &'a Path => |name| Cow::Borrowed(name.as_os_str()),
+    &'a PathBuf => |name| Cow::Borrowed(name.as_os_str()),
+    String => |name| Cow::Owned(name.into()),
+    OsString => |name| Cow::Owned(name),
+    PathBuf => |name| Cow::Owned(name.into_os_string()),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(place: &Place, name: impl AsRef<OsStr>) -> BadRequest {
+        place.name(name.as_ref()).expect_err("no such name can be")
+    }
+
+    #[test]
+    fn each_naming_refuses_what_it_cannot_write_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let verbatim = Naming::verbatim(dir.path()).open(0o700).unwrap();
+        for name in [".", "..", "a/b", "/a", "../x"] {
+            assert_eq!(refused(&verbatim, name), BadRequest::NotOneComponent, "{name}");
+        }
+        assert_eq!(refused(&verbatim, "x".repeat(256)), BadRequest::TooLong { max: 255 });
+        verbatim.name("x".repeat(255).as_ref()).unwrap();
+
+        let hashed = Naming::md5(dir.path()).open(0o700).unwrap();
+        for place in [&verbatim, &hashed, &Place::Direct, &Place::InMemory] {
+            assert_eq!(refused(place, ""), BadRequest::Empty);
+            assert_eq!(refused(place, "/a\0b"), BadRequest::Nul);
+            assert!(matches!(refused(place, "/".repeat(4096)), BadRequest::TooLong { .. }));
+        }
+        assert_eq!(refused(&Place::Direct, "a"), BadRequest::Relative);
+    }
+
+    #[test]
+    fn hashed_names_are_those_of_every_other_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Naming::md5(dir.path()).open(0o700).unwrap();
+        // printf abc | md5sum
+        let name = place.name("abc".as_ref()).unwrap();
+        assert_eq!(name.path(), dir.path().join("900150983cd24fb0d6963f7d28e17f72"));
+        #[cfg(feature = "sha256")]
+        {
+            let place = Naming::sha256(dir.path()).open(0o700).unwrap();
+            let name = place.name("abc".as_ref()).unwrap();
+            let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+            assert_eq!(name.path(), dir.path().join(hash));
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! What a caller asks for: who, which resource, in which mode, on which bytes.
+
+use std::fmt;
+use std::num::NonZeroU64;
+
+use crate::name::Target;
+
+/// Who holds a resource: a 64-bit id that the caller chooses, such as a VM's number or the pid
+/// of the process that a daemon locks for.
+///
+/// The lockspace gives an id no meaning: it never asks whether a process of that number lives.
+/// libvirt's owners are `pid_t`; a negative one, which would mean "unknown" or "error" there,
+/// cannot be written down here:
+///
+/// ```compile_fail
+/// let nobody = lockspace::OwnerId::from(-1);
+/// ```
+///
+/// ```
+/// use lockspace::OwnerId;
+///
+/// assert_eq!(OwnerId::from(4711_u32), OwnerId::new(4711));
+/// assert_eq!(OwnerId::new(4711).to_string(), "4711");
+/// assert_eq!(OwnerId::this_process().get(), u64::from(std::process::id()));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OwnerId(u64);
+
+impl OwnerId {
+    /// An owner with this id.
+    #[must_use]
+    pub const fn new(id: u64) -> Self {
+        Self(id)
+    }
+
+    /// An owner whose id is the pid of the calling process, for programs that need only one.
+    #[must_use]
+    pub fn this_process() -> Self {
+        Self(std::process::id().into())
+    }
+
+    /// The id.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl From<u32> for OwnerId {
+    fn from(id: u32) -> Self {
+        Self(id.into())
+    }
+}
+
+impl From<u64> for OwnerId {
+    fn from(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl fmt::Display for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// How a resource is held.
+///
+/// ```
+/// assert_eq!(lockspace::Mode::Shared.to_string(), "shared");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "F_WRLCK")]
+#[doc(alias = "F_RDLCK")]
+pub enum Mode {
+    /// By one hold only: for a disk that is written.
+    Exclusive,
+    /// By any number of holds, none of them exclusive: for a base image that is only read.
+    #[doc(alias = "VIR_LOCK_SPACE_ACQUIRE_SHARED")]
+    Shared,
+}
+
+impl Mode {
+    /// Whether holds of these two modes may exist side by side.
+    pub(crate) fn compatible(self, other: Self) -> bool {
+        self == Self::Shared && other == Self::Shared
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Exclusive => "exclusive",
+            Self::Shared => "shared",
+        })
+    }
+}
+
+/// The bytes of a file that a lock covers.
+///
+/// Two locks exclude each other only where their ranges overlap. The bytes need not exist: a
+/// lock file is empty.
+///
+/// ```
+/// use lockspace::ByteRange;
+/// use std::num::NonZeroU64;
+///
+/// let ten = ByteRange::new(100, NonZeroU64::new(10).unwrap()).unwrap();
+/// assert_eq!(ten.to_string(), "bytes 100-109");
+/// assert!(ten.overlaps(ByteRange::WHOLE_FILE));
+/// assert!(!ten.overlaps(ByteRange::FIRST));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[doc(alias = "l_start")]
+#[doc(alias = "l_len")]
+pub struct ByteRange {
+    start: u64,
+    /// `None`: to the end of the file, however far it grows.
+    len: Option<NonZeroU64>,
+}
+
+impl ByteRange {
+    /// Byte 0 alone, the default: what libvirt's lock daemon locks. QEMU's own locks (bytes 100
+    /// to 103 and 200 to 203) stay clear of it.
+    pub const FIRST: Self = Self { start: 0, len: NonZeroU64::new(1) };
+
+    /// The whole file, however far it grows: what LXC locks, and Cloud Hypervisor by choice.
+    /// A running QEMU and this range exclude each other.
+    pub const WHOLE_FILE: Self = Self { start: 0, len: None };
+
+    /// The last byte that the kernel's signed 64-bit offsets can name.
+    const LAST_BYTE: u64 = i64::MAX as u64;
+
+    /// `len` bytes from byte `start` on; `None` where the range would pass the largest file
+    /// offset, 2^63 - 1.
+    ///
+    /// ```
+    /// use lockspace::ByteRange;
+    /// use std::num::NonZeroU64;
+    ///
+    /// let one = NonZeroU64::MIN;
+    /// assert!(ByteRange::new(i64::MAX as u64, one).is_some());
+    /// assert!(ByteRange::new(u64::MAX, one).is_none());
+    /// ```
+    #[must_use]
+    pub const fn new(start: u64, len: NonZeroU64) -> Option<Self> {
+        match start.checked_add(len.get() - 1) {
+            Some(last) if last <= Self::LAST_BYTE => Some(Self { start, len: Some(len) }),
+            _ => None,
+        }
+    }
+
+    /// The bytes from `start` to `last`, both included, as the kernel's tables write a range;
+    /// `last` is `None` for "to the end of the file".
+    pub(crate) fn between(start: u64, last: Option<u64>) -> Option<Self> {
+        match last {
+            None => (start <= Self::LAST_BYTE).then_some(Self { start, len: None }),
+            Some(last) => {
+                let len = last.checked_sub(start)?.checked_add(1)?;
+                Self::new(start, NonZeroU64::new(len)?)
+            }
+        }
+    }
+
+    /// The first byte.
+    #[must_use]
+    pub const fn start(self) -> u64 {
+        self.start
+    }
+
+    /// How many bytes; `None` to the end of the file, however far it grows.
+    #[must_use]
+    pub const fn len(self) -> Option<NonZeroU64> {
+        self.len
+    }
+
+    /// Whether the two ranges have a byte in common, so that locks on them can exclude each other.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.start <= other.last() && other.start <= self.last()
+    }
+
+    fn last(self) -> u64 {
+        match self.len {
+            Some(len) => self.start + (len.get() - 1),
+            None => Self::LAST_BYTE,
+        }
+    }
+}
+
+impl Default for ByteRange {
+    fn default() -> Self {
+        Self::FIRST
+    }
+}
+
+impl fmt::Display for ByteRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.start, self.len.map(NonZeroU64::get)) {
+            (0, None) => f.write_str("the whole file"),
+            (start, None) => write!(f, "bytes {start} to the end"),
+            (start, Some(1)) => write!(f, "byte {start}"),
+            (start, Some(_)) => write!(f, "bytes {start}-{}", self.last()),
+        }
+    }
+}
+
+/// One wish: a [`Target`] and the [`Mode`] it is wanted in, with what more there is to say.
+///
+/// ```
+/// use lockspace::{ByteRange, Mode, Request, Target};
+///
+/// let base = Request::shared(Target::image("/img/base.qcow2")).auto_create();
+/// let disk = Request::exclusive("disk-7").range(ByteRange::WHOLE_FILE);
+/// let by_mode = Request::new(Mode::Exclusive, "disk-8");
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a request does nothing until it is given to `LockSpace::acquire`"]
+pub struct Request<'a> {
+    pub(crate) target: Target<'a>,
+    pub(crate) terms: Terms,
+}
+
+/// All that a request says beside its target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) mode: Mode,
+    /// `None`: the range that the space was built with.
+    pub(crate) range: Option<ByteRange>,
+    pub(crate) auto_create: bool,
+    pub(crate) upgradable: bool,
+    pub(crate) refuse_hard_links: bool,
+}
+
+impl<'a> Request<'a> {
+    /// The target in this mode.
+    pub fn new(mode: Mode, target: impl Into<Target<'a>>) -> Self {
+        let terms = Terms {
+            mode,
+            range: None,
+            auto_create: false,
+            upgradable: false,
+            refuse_hard_links: false,
+        };
+        Self { target: target.into(), terms }
+    }
+
+    /// The target for one hold alone.
+    pub fn exclusive(target: impl Into<Target<'a>>) -> Self {
+        Self::new(Mode::Exclusive, target)
+    }
+
+    /// The target beside other shared holds.
+    pub fn shared(target: impl Into<Target<'a>>) -> Self {
+        Self::new(Mode::Shared, target)
+    }
+
+    /// Creates the lock file where there is none, and removes it with the last release.
+    ///
+    /// Who asks for this also cleans up a file that was there before, such as one that a killed
+    /// program left. Of several shared holds, the first in the process decides. A direct space
+    /// refuses it: the file there is the user's image.
+    #[doc(alias = "VIR_LOCK_SPACE_ACQUIRE_AUTOCREATE")]
+    pub fn auto_create(mut self) -> Self {
+        self.terms.auto_create = true;
+        self
+    }
+
+    /// Opens the file for writing even for a shared hold, so that the hold can become exclusive
+    /// later. Only a direct space needs this: it opens for reading alone otherwise, so that a
+    /// read-only image can be shared.
+    pub fn upgradable(mut self) -> Self {
+        self.terms.upgradable = true;
+        self
+    }
+
+    /// Locks these bytes instead of the range of the space ([`ByteRange::FIRST`] unless its
+    /// builder said otherwise). All holds of one resource in a process have the same range.
+    pub fn range(mut self, range: ByteRange) -> Self {
+        self.terms.range = Some(range);
+        self
+    }
+
+    /// Refuses a file that has more than one name. Behind hashed names, two hard links of one
+    /// image are two resources; this is how to be told.
+    pub fn refuse_hard_links(mut self) -> Self {
+        self.terms.refuse_hard_links = true;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_overlap_where_they_share_a_byte() {
+        let range = |start, len| ByteRange::new(start, NonZeroU64::new(len).unwrap()).unwrap();
+        assert!(range(0, 10).overlaps(range(9, 1)));
+        assert!(!range(0, 10).overlaps(range(10, 1)));
+        assert!(range(i64::MAX as u64, 1).overlaps(ByteRange::WHOLE_FILE));
+    }
+
+    #[test]
+    fn a_range_past_the_largest_offset_is_none() {
+        let max = i64::MAX as u64;
+        assert!(ByteRange::new(max, NonZeroU64::new(2).unwrap()).is_none());
+        assert!(ByteRange::new(1, NonZeroU64::MAX).is_none());
+        assert_eq!(ByteRange::between(5, Some(4)), None);
+        assert_eq!(ByteRange::between(0, None), Some(ByteRange::WHOLE_FILE));
+        assert_eq!(ByteRange::between(0, Some(0)), Some(ByteRange::FIRST));
+    }
+}

@@ -1,0 +1,887 @@
+//! The lockspace: one map from name to resource, one mutex around it, and the verbs.
+//!
+//! Every verb goes the same way: it asks the map under the mutex, moves the resource into a
+//! transition, makes its system calls *outside* the mutex, and ends the transition under it. So
+//! one resource never stalls another. This module knows no system call; `lock_file` makes them.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use crate::directory::FileId;
+use crate::error::{
+    AcquireError, BadRequest, Busy, ChangeError, CreateError, DeleteError, IoError, OpenError,
+    ReleaseError, VerifyError,
+};
+use crate::holder::{self, By, Holder, Kind, LockKind};
+use crate::lease::Lease;
+use crate::lock_file::{self, Ask, LockFile, Refusal};
+use crate::name::{Key, Leads, Means, Name, Naming, Place, Target};
+use crate::process::Process;
+use crate::request::{ByteRange, Mode, OwnerId, Request, Terms};
+use crate::resource::{
+    Admission, Care, Claim, Hold, NoSuchHold, Origin, Owners, Resource, State, Wish,
+};
+use crate::wait::Wait;
+
+/// One map from resource to the one descriptor that is held for it, and its owners.
+///
+/// A space is a handle: clones are the same space, and it can be used from any thread. Open one
+/// for each directory of lock files (or one direct space) and keep it; two spaces on one
+/// directory exclude each other correctly, but see each other only as "held outside".
+///
+/// When the last handle is dropped, kept holds are released; leases live on.
+///
+/// | verb | libvirt's |
+/// |---|---|
+/// | [`open`](Self::open), drop | `virLockSpaceNew`, `virLockSpaceFree` |
+/// | [`create`](Self::create), [`delete`](Self::delete) | `virLockSpaceCreateResource`, `…DeleteResource` |
+/// | [`acquire`](Self::acquire) | `virLockSpaceAcquireResource` |
+/// | [`release`](Self::release), [`Lease::release`] | `virLockSpaceReleaseResource` |
+/// | [`release_owner`](Self::release_owner) | `virLockSpaceReleaseResourcesForOwner` |
+/// | [`list`](Self::list), [`holders`](Self::holders), [`retake`](Self::retake) | |
+///
+/// ```
+/// use lockspace::{AcquireError, LockSpace, Naming, OwnerId, Request, Target, Wait};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// # let image = dir.path().join("a.qcow2");
+/// # std::fs::write(&image, "")?;
+/// let space = LockSpace::open(Naming::md5(dir.path().join("locks")))?;
+/// let disk = || Request::exclusive(Target::image(&image)).auto_create();
+///
+/// let lease = space.acquire(OwnerId::new(1), disk(), Wait::NO)?;
+/// let refused = space.acquire(OwnerId::new(2), disk(), Wait::NO);
+/// assert!(matches!(refused, Err(AcquireError::Busy(_))));
+///
+/// drop(lease);
+/// let lease = space.acquire(OwnerId::new(2), disk(), Wait::NO)?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+#[doc(alias = "virLockSpace")]
+pub struct LockSpace(Arc<Handle>);
+
+/// What the clones of a [`LockSpace`] share. Leases share [`Inner`] only.
+struct Handle(Arc<Inner>);
+
+/// The map, and what every verb needs.
+pub(crate) struct Inner {
+    process: &'static Process,
+    place: Place,
+    range: ByteRange,
+    file_mode: u32,
+    map: Mutex<Map>,
+    /// A transition that somebody watches has ended.
+    settled: Condvar,
+    stale: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Map {
+    resources: HashMap<Key, Resource>,
+    /// The kept holds of each owner, by the resource's serial number, so that all of an owner's
+    /// are found without a look at anybody else's.
+    kept: BTreeMap<(OwnerId, u64), Arc<Name>>,
+    next_serial: u64,
+}
+
+/// Says how a space is, before it is opened.
+///
+/// ```
+/// use lockspace::{ByteRange, LockSpace, Naming};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let dir = tempfile::tempdir()?;
+/// let lxc = LockSpace::builder(Naming::verbatim(dir.path().join("lxc/lock")))
+///     .range(ByteRange::WHOLE_FILE)
+///     .open()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `open`"]
+pub struct Builder {
+    naming: Naming,
+    range: ByteRange,
+    file_mode: u32,
+    dir_mode: u32,
+}
+
+impl Builder {
+    /// The range of requests that name none; [`ByteRange::FIRST`] unless set.
+    pub fn range(mut self, range: ByteRange) -> Self {
+        self.range = range;
+        self
+    }
+
+    /// The permissions of lock files that are created, as for `open(2)`, less the umask; 0600
+    /// unless set.
+    pub fn file_mode(mut self, mode: u32) -> Self {
+        self.file_mode = mode;
+        self
+    }
+
+    /// The permissions of the directory if it is created, as for `mkdir(2)`, less the umask; 0700
+    /// unless set. Whoever can write there can make every lock worthless.
+    pub fn dir_mode(mut self, mode: u32) -> Self {
+        self.dir_mode = mode;
+        self
+    }
+
+    /// Opens the space.
+    ///
+    /// # Errors
+    /// As [`LockSpace::open`].
+    pub fn open(self) -> Result<LockSpace, OpenError> {
+        let process = Process::current();
+        let process = process.map_err(|e| OpenError::Io(IoError::new("mmap", "", e)))?;
+        let inner = Inner {
+            process,
+            place: self.naming.open(self.dir_mode)?,
+            range: self.range,
+            file_mode: self.file_mode,
+            map: Mutex::default(),
+            settled: Condvar::new(),
+            stale: AtomicU64::new(0),
+        };
+        Ok(LockSpace(Arc::new(Handle(Arc::new(inner)))))
+    }
+}
+
+/// A resource that is held in a space; see [`LockSpace::list`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Held {
+    /// The resource.
+    pub name: OsString,
+    /// Its lock file; empty where there is none.
+    pub path: PathBuf,
+    /// How it is held.
+    pub mode: Mode,
+    /// Who holds it, and how many times, leases and kept holds together.
+    pub owners: BTreeMap<OwnerId, u32>,
+    /// Where its file came from.
+    pub origin: Origin,
+    /// The bytes that are locked.
+    pub range: ByteRange,
+}
+
+/// What [`LockSpace::release_owner`] did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Released {
+    /// How many kept holds have ended.
+    pub holds: usize,
+    /// Lock files that could not be removed, or the reason why nothing was done
+    /// ([`ReleaseError::Forked`]).
+    pub leftovers: Vec<ReleaseError>,
+}
+
+impl LockSpace {
+    /// Opens a space. The directory, if the naming has one, is made where it is missing, for its
+    /// user alone (0700), and held open.
+    ///
+    /// Mirrors `virLockSpaceNew`.
+    ///
+    /// # Errors
+    /// [`OpenError::NotADirectory`], or [`OpenError::Io`] with what failed.
+    #[doc(alias = "virLockSpaceNew")]
+    pub fn open(naming: Naming) -> Result<Self, OpenError> {
+        Self::builder(naming).open()
+    }
+
+    /// To open a space that is not as [`open`](Self::open) makes it.
+    pub fn builder(naming: Naming) -> Builder {
+        Builder { naming, range: ByteRange::FIRST, file_mode: 0o600, dir_mode: 0o700 }
+    }
+
+    /// Makes the resource's lock file, empty, if there is none. In a direct space, that is the
+    /// file itself.
+    ///
+    /// Mirrors `virLockSpaceCreateResource`.
+    ///
+    /// # Errors
+    /// [`CreateError::Busy`] if the resource is held in this space; what kept the file from being
+    /// made.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let dir = tempfile::tempdir()?;
+    /// let space = LockSpace::open(Naming::verbatim(dir.path()))?;
+    /// space.create("a")?;
+    /// space.acquire(OwnerId::new(1), Request::exclusive("a"), Wait::NO)?.release()?;
+    /// assert!(dir.path().join("a").exists());
+    /// space.delete("a")?;
+    /// assert!(!dir.path().join("a").exists());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "virLockSpaceCreateResource")]
+    pub fn create(&self, name: impl AsRef<OsStr>) -> Result<(), CreateError> {
+        let inner = self.inner();
+        let create = |name: &Name| lock_file::create(name, inner.file_mode);
+        Ok(inner.change(name.as_ref(), create)?)
+    }
+
+    /// Removes the resource's lock file, if nobody holds any byte of it, here or elsewhere. In a
+    /// direct space, that is the file itself!
+    ///
+    /// Mirrors `virLockSpaceDeleteResource`.
+    ///
+    /// # Errors
+    /// [`DeleteError::Busy`] if it is held; [`DeleteError::Io`] with `ENOENT` if there is none.
+    #[doc(alias = "virLockSpaceDeleteResource")]
+    pub fn delete(&self, name: impl AsRef<OsStr>) -> Result<(), DeleteError> {
+        let inner = self.inner();
+        let delete = |name: &Name| lock_file::delete(name, &inner.stale);
+        Ok(inner.change(name.as_ref(), delete)?)
+    }
+
+    /// Acquires a resource for an owner.
+    ///
+    /// An exclusive hold excludes every other one; shared holds exclude exclusive ones. An owner
+    /// may hold shared more than once: each hold is released by itself. A refused call changes
+    /// nothing.
+    ///
+    /// What is held in this space is refused without a system call. The lock is an OFD lock on
+    /// the request's byte range.
+    ///
+    /// Mirrors `virLockSpaceAcquireResource`.
+    ///
+    /// # Errors
+    /// [`AcquireError::Busy`] says who is in the way. Every other variant tells what is wrong;
+    /// nothing is held, open or left behind then.
+    #[doc(alias = "virLockSpaceAcquireResource")]
+    #[doc(alias = "lxclock")]
+    #[doc(alias = "F_OFD_SETLK")]
+    pub fn acquire(
+        &self,
+        owner: OwnerId,
+        request: Request<'_>,
+        wait: Wait,
+    ) -> Result<Lease, AcquireError> {
+        let Wait { .. } = wait;
+        let inner = self.inner();
+        inner.check()?;
+        let wanted = Wanted::new(&request.target, request.terms)?;
+        inner.acquire(owner, &wanted)
+    }
+
+    /// Ends one kept hold of an owner. With the last hold of an auto-created resource goes the
+    /// lock file.
+    ///
+    /// Mirrors `virLockSpaceReleaseResource`.
+    ///
+    /// # Errors
+    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it: leases are released by who
+    /// has them. [`ReleaseError::Leftover`] if the lock file could not be removed: the hold has
+    /// ended all the same.
+    #[doc(alias = "virLockSpaceReleaseResource")]
+    pub fn release(&self, owner: OwnerId, name: impl AsRef<OsStr>) -> Result<(), ReleaseError> {
+        self.inner().release_by_text(name.as_ref(), owner)
+    }
+
+    /// Ends every kept hold of an owner, in time proportional to their number. Leases stay.
+    ///
+    /// Mirrors `virLockSpaceReleaseResourcesForOwner`.
+    #[doc(alias = "virLockSpaceReleaseResourcesForOwner")]
+    pub fn release_owner(&self, owner: OwnerId) -> Released {
+        let inner = self.inner();
+        match inner.process.check() {
+            Ok(()) => inner.release_kept(Some(owner)),
+            Err(creator) => {
+                Released { holds: 0, leftovers: vec![ReleaseError::Forked { creator }] }
+            }
+        }
+    }
+
+    /// Takes a kept hold back as a lease.
+    ///
+    /// # Errors
+    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = LockSpace::open(Naming::in_memory())?;
+    /// let owner = OwnerId::new(1);
+    /// space.acquire(owner, Request::exclusive("a"), Wait::NO)?.keep();
+    /// let lease = space.retake(owner, "a")?;
+    /// assert!(space.release(owner, "a").is_err(), "a lease cannot be taken away");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn retake(&self, owner: OwnerId, name: impl AsRef<OsStr>) -> Result<Lease, ReleaseError> {
+        let (inner, text) = (self.inner(), name.as_ref());
+        inner.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let mut map = inner.map.lock();
+        let (name, mode) = map
+            .hand_over(text, owner, Care::Kept, Care::Lease)
+            .map_err(|NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() })?;
+        Ok(Lease::new(Arc::clone(inner), name, owner, mode))
+    }
+
+    /// What is held in this space now, in no order. Empty in a forked child. Makes no system
+    /// call.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = LockSpace::open(Naming::in_memory())?;
+    /// let owner = OwnerId::new(1);
+    /// let _first = space.acquire(owner, Request::shared("base"), Wait::NO)?;
+    /// let _second = space.acquire(owner, Request::shared("base"), Wait::NO)?;
+    /// let held = &space.list()[0];
+    /// assert_eq!((&*held.name, held.owners[&owner]), ("base".as_ref(), 2));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn list(&self) -> Vec<Held> {
+        let inner = self.inner();
+        if inner.check().is_err() {
+            return Vec::new();
+        }
+        let map = inner.map.lock();
+        let held = map.resources.values().filter_map(|resource| {
+            let hold = resource.hold()?;
+            Some(Held {
+                name: resource.name.text().to_owned(),
+                path: resource.name.path(),
+                mode: hold.mode,
+                owners: hold.owners.counts(),
+                origin: hold.origin,
+                range: hold.range,
+            })
+        });
+        held.collect()
+    }
+
+    /// Who holds a resource: first this space's owners, then whoever else the kernel's tables
+    /// show with a record or OFD lock on its file, on whatever bytes. Never opens the file, since
+    /// closing it again could drop somebody's POSIX locks.
+    ///
+    /// This reads the tables of all processes (tens of milliseconds on a busy host), and is a
+    /// look at one moment.
+    ///
+    /// # Errors
+    /// Those of a request: a name that cannot be, a path that cannot be resolved, tables that
+    /// cannot be read. A resource without a file has no holders, and that is no error.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let dir = tempfile::tempdir()?;
+    /// let space = LockSpace::open(Naming::md5(dir.path()))?;
+    /// let _lease = space.acquire(OwnerId::new(7), Request::exclusive("a").auto_create(), Wait::NO)?;
+    /// let holders = space.holders("a")?;
+    /// assert_eq!(holders[0].to_string(), "owner 7 (exclusive, byte 0)");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn holders<'a>(&self, target: impl Into<Target<'a>>) -> Result<Vec<Holder>, AcquireError> {
+        let inner = self.inner();
+        inner.check()?;
+        let Request { target, terms } = Request::shared(target);
+        inner.holders(&Wanted::new(&target, terms)?)
+    }
+
+    /// How often a file was found, after it was opened, to have lost its name to another one or
+    /// to none, and was opened anew: a measure of how much create and unlink race here.
+    #[must_use]
+    pub fn stale_retries(&self) -> u64 {
+        self.inner().stale.load(Ordering::Relaxed)
+    }
+
+    fn inner(&self) -> &Arc<Inner> {
+        &self.0.0
+    }
+}
+
+impl fmt::Debug for LockSpace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LockSpace").field("place", &self.inner().place).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.0.process.is_here() {
+            // Nobody is left to be told of leftovers, and they block nobody.
+            let _ = self.0.release_kept(None);
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.process.is_here() {
+            // What was kept after the last handle was gone.
+            let _ = self.release_kept(None);
+        } else if self.map.is_locked() {
+            // Another thread was changing the map when this process was forked off. It cannot
+            // even be freed.
+            std::mem::forget(std::mem::take(self.map.get_mut()));
+        }
+        // In a forked child the descriptors are closed, and nothing else is done.
+    }
+}
+
+/// A request whose name is known.
+struct Wanted<'a> {
+    text: Cow<'a, OsStr>,
+    opened: Option<(BorrowedFd<'a>, FileId)>,
+    terms: Terms,
+}
+
+impl<'a> Wanted<'a> {
+    fn new(target: &'a Target<'a>, terms: Terms) -> Result<Self, AcquireError> {
+        let (text, opened) = match &target.0 {
+            Means::Name(name) => (Cow::Borrowed(&**name), None),
+            Means::Image(path) => {
+                let resolved = lock_file::resolve_image(path, terms.refuse_hard_links);
+                let resolved = resolved
+                    .map_err(|refusal| refused(refusal, path.as_os_str(), || path.to_path_buf()))?;
+                (Cow::Owned(resolved.into_os_string()), None)
+            }
+            Means::Opened(name, fd) => {
+                let id = lock_file::id_of(*fd).map_err(AcquireError::Io)?;
+                (Cow::Borrowed(*name), Some((*fd, id)))
+            }
+        };
+        Ok(Self { text, opened, terms })
+    }
+}
+
+impl Inner {
+    fn check(&self) -> Result<(), AcquireError> {
+        self.process.check().map_err(|creator| AcquireError::Forked { creator })
+    }
+
+    fn acquire(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        wanted: &Wanted<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let mode = wanted.terms.mode;
+        let wish = Wish {
+            owner,
+            mode,
+            range: wanted.terms.range.unwrap_or(self.range),
+            id: wanted.opened.map(|(_, id)| id),
+            opened: wanted.opened.is_some(),
+        };
+        let lease = |name: &Arc<Name>| Lease::new(Arc::clone(self), Arc::clone(name), owner, mode);
+        let transition = match self.admit(wish, wanted)? {
+            Admitted::Joined(name) => return Ok(lease(&name)),
+            Admitted::Alone(transition) => transition,
+        };
+        let name = Arc::clone(&transition.name);
+        match self.take(&name, &wish, wanted) {
+            Ok((file, origin)) => {
+                let owners = Owners::one(owner);
+                transition.end(Some(Hold { file, mode, range: wish.range, origin, owners }));
+                Ok(lease(&name))
+            }
+            Err(Refusal::Contended(id)) => {
+                transition.end(None);
+                Err(AcquireError::Busy(self.contended(name, mode, id)))
+            }
+            Err(refusal) => {
+                transition.end(None);
+                Err(refused(refusal, name.text(), || name.path()))
+            }
+        }
+    }
+
+    /// Joins the resource, or makes it ours alone to acquire.
+    fn admit(&self, mut wish: Wish, wanted: &Wanted<'_>) -> Result<Admitted<'_>, AcquireError> {
+        let text = &*wanted.text;
+        let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
+        let mut made = None;
+        let mut map = self.map.lock();
+        loop {
+            let Some(resource) = map.find(text) else {
+                // A name costs a hash and an allocation: not under the mutex.
+                if let Some(name) = made.take() {
+                    let claim = Claim { owner: wish.owner, mode: wish.mode };
+                    return Ok(Admitted::Alone(self.begin(map, name, State::Acquiring(claim))));
+                }
+                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
+                made = Some(name.map_err(bad)?);
+                continue;
+            };
+            match resource.admit(&wish) {
+                Admission::Joined => return Ok(Admitted::Joined(Arc::clone(&resource.name))),
+                Admission::Refused(held, owners) => {
+                    let busy = Busy::inside(Arc::clone(&resource.name), wish.mode, held, owners);
+                    return Err(AcquireError::Busy(busy));
+                }
+                Admission::Bad(why) => return Err(bad(why)),
+                Admission::NotYet => {
+                    resource.watched = true;
+                    self.settled.wait(&mut map);
+                }
+                Admission::WhichFile => {
+                    let name = Arc::clone(&resource.name);
+                    let id = MutexGuard::unlocked(&mut map, || match self.place {
+                        Place::Direct => lock_file::id_at(Path::new(text)),
+                        // A lock file, or memory, is never the file that a caller has open.
+                        _ => Err(Refusal::Bad(BadRequest::OtherFile)),
+                    });
+                    wish.id = Some(id.map_err(|refusal| refused(refusal, text, || name.path()))?);
+                }
+            }
+        }
+    }
+
+    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
+        match wanted.opened {
+            Some((fd, _)) => Place::name_of_opened(&wanted.text, lock_file::path_of(fd)),
+            None if wanted.terms.auto_create && matches!(self.place, Place::Direct) => {
+                Err(BadRequest::AutoCreateInDirect)
+            }
+            None => self.place.name(&wanted.text),
+        }
+    }
+
+    /// Makes the system calls of an acquire.
+    fn take(
+        &self,
+        name: &Name,
+        wish: &Wish,
+        wanted: &Wanted<'_>,
+    ) -> Result<(Option<LockFile>, Origin), Refusal> {
+        let terms = &wanted.terms;
+        let ask = Ask {
+            mode: terms.mode,
+            range: wish.range,
+            create: terms.auto_create,
+            file_mode: self.file_mode,
+            upgradable: terms.upgradable,
+            refuse_hard_links: terms.refuse_hard_links,
+        };
+        if let Some((fd, _)) = wanted.opened {
+            let (fd, id) = lock_file::duplicate(fd)?;
+            let file = LockFile::take_opened(self.process, fd, id, &ask)?;
+            return Ok((Some(file), Origin::Opened));
+        }
+        if matches!(name.leads(), Leads::Nowhere) {
+            return Ok((None, Origin::InMemory));
+        }
+        let file = LockFile::take(name, &ask, &self.stale)?;
+        let origin = if ask.create { Origin::AutoCreated } else { Origin::Existing };
+        Ok((Some(file), origin))
+    }
+
+    /// The kernel has refused the lock: by another name the file may be held here all the same.
+    fn contended(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
+        let map = self.map.lock();
+        let mut holds = map.resources.values().filter_map(Resource::hold);
+        match holds.find(|hold| hold.file.as_ref().is_some_and(|file| file.id() == id)) {
+            Some(hold) => Busy::inside(name, asked, hold.mode, hold.owners.blockers()),
+            None => Busy::outside(name, asked),
+        }
+    }
+
+    /// Creates or deletes the file of a resource that nobody holds here.
+    fn change(
+        &self,
+        text: &OsStr,
+        change: impl FnOnce(&Name) -> Result<(), Refusal>,
+    ) -> Result<(), ChangeError> {
+        self.process.check().map_err(ChangeError::Forked)?;
+        let bad = |why| ChangeError::Bad(text.to_owned(), why);
+        let name = self.place.name(text).map_err(bad)?;
+        let mut map = self.map.lock();
+        while let Some(resource) = map.find(text) {
+            let Some((held, owners)) = resource.blockers() else {
+                resource.watched = true;
+                self.settled.wait(&mut map);
+                continue;
+            };
+            let name = Arc::clone(&resource.name);
+            return Err(ChangeError::Busy(Busy::inside(name, Mode::Exclusive, held, owners)));
+        }
+        let transition = self.begin(map, Arc::clone(&name), State::Releasing);
+        let changed = change(&name);
+        transition.end(None);
+        changed.map_err(|refusal| match refusal {
+            Refusal::Contended(id) => ChangeError::Busy(self.contended(name, Mode::Exclusive, id)),
+            Refusal::Bad(why) => bad(why),
+            Refusal::Moved(directory) => ChangeError::Moved(text.to_owned(), directory),
+            Refusal::NotFound => {
+                ChangeError::Io(IoError::new("openat", name.path(), io::ErrorKind::NotFound))
+            }
+            Refusal::Unstable(_) => {
+                ChangeError::Io(IoError::new("openat", name.path(), io::ErrorKind::ResourceBusy))
+            }
+            Refusal::Io(error) => ChangeError::Io(error),
+        })
+    }
+
+    /// Puts an absent resource into a transition that this thread alone will end.
+    fn begin(&self, mut map: MutexGuard<'_, Map>, name: Arc<Name>, state: State) -> Transition<'_> {
+        let serial = map.next_serial;
+        map.next_serial += 1;
+        let resource = Resource { name: Arc::clone(&name), serial, state, watched: false };
+        map.resources.insert(Key(Arc::clone(&name)), resource);
+        Transition { inner: self, name, ended: false }
+    }
+
+    /// A transition has ended, in a hold or in nothing.
+    fn settle(&self, name: &Name, hold: Option<Hold>) {
+        let mut map = self.map.lock();
+        let watched = match hold {
+            Some(hold) => {
+                let resource = map.find(name.text()).expect("only we may remove it");
+                resource.state = State::Held(hold);
+                std::mem::take(&mut resource.watched)
+            }
+            None => map.resources.remove(name.text()).is_some_and(|resource| resource.watched),
+        };
+        drop(map);
+        if watched {
+            self.settled.notify_all();
+        }
+    }
+
+    /// Gives a lease's hold into the space's care.
+    pub(crate) fn keep(&self, name: &Name, owner: OwnerId) {
+        if self.process.is_here() {
+            let kept = self.map.lock().hand_over(name.text(), owner, Care::Lease, Care::Kept);
+            debug_assert!(kept.is_ok(), "a lease has its hold");
+        }
+    }
+
+    /// Ends one hold. The caller knows that a lease has it, or asks for a kept one.
+    pub(crate) fn release(
+        &self,
+        name: &Arc<Name>,
+        owner: OwnerId,
+        care: Care,
+    ) -> Result<(), ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: name.text().to_owned() };
+        let last = self.map.lock().leave(name.text(), owner, care).map_err(not_held)?;
+        last.map_or(Ok(()), |hold| self.end(name, hold))
+    }
+
+    fn release_by_text(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let name = self.map.lock().find(text).map(|resource| Arc::clone(&resource.name));
+        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
+        self.release(&name.ok_or_else(not_held)?, owner, Care::Kept)
+    }
+
+    /// Ends all kept holds, of one owner or of every one.
+    fn release_kept(&self, owner: Option<OwnerId>) -> Released {
+        let (holds, last) = self.map.lock().leave_kept(owner);
+        let ended = last.into_iter().map(|(name, hold)| self.end(&name, hold));
+        Released { holds, leftovers: ended.filter_map(Result::err).collect() }
+    }
+
+    /// Makes the system calls of a release, after the last owner has left.
+    fn end(&self, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
+        let transition = Transition { inner: self, name: Arc::clone(name), ended: false };
+        let unlink = (hold.origin == Origin::AutoCreated).then_some(hold.mode);
+        let released = hold.file.map_or(Ok(()), |file| file.release(name, unlink));
+        transition.end(None);
+        let name = || name.text().to_owned();
+        released.map_err(|source| ReleaseError::Leftover { name: name(), source })
+    }
+
+    pub(crate) fn verify(&self, name: &Name) -> Result<(), VerifyError> {
+        self.process.check().map_err(|creator| VerifyError::Forked { creator })?;
+        let seen = {
+            let mut map = self.map.lock();
+            let hold = map.find(name.text()).and_then(|resource| resource.hold());
+            hold.and_then(|hold| {
+                let file = hold.file.as_ref()?;
+                Some((file.id(), file.number(), hold.mode, hold.range))
+            })
+        };
+        // In memory nothing can be lost.
+        let Some((id, number, mode, range)) = seen else { return Ok(()) };
+        if !lock_file::leads_to(name, id).map_err(VerifyError::Io)? {
+            return Err(VerifyError::Replaced { name: name.text().to_owned(), path: name.path() });
+        }
+        // The caller's lease keeps this number ours.
+        let locks = holder::locks_on_descriptor(number).map_err(|source| {
+            VerifyError::Io(IoError::new("read /proc/self/fdinfo", name.path(), source))
+        })?;
+        let ours = |lock: &holder::FdLock| {
+            lock.kind == LockKind::Ofd && lock.mode == mode && lock.range == range
+        };
+        if locks.iter().any(ours) {
+            Ok(())
+        } else {
+            Err(VerifyError::Unlocked { name: name.text().to_owned(), path: name.path() })
+        }
+    }
+
+    fn holders(&self, wanted: &Wanted<'_>) -> Result<Vec<Holder>, AcquireError> {
+        let text = &*wanted.text;
+        let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
+        let (inside, ours) = {
+            let mut map = self.map.lock();
+            let hold = map.find(text).and_then(|resource| resource.hold());
+            let file = hold.and_then(|hold| hold.file.as_ref()).map(|f| (f.id(), f.number()));
+            let inside = hold.map(|hold| Holder {
+                mode: hold.mode,
+                kind: Kind::Ofd,
+                range: hold.range,
+                by: By::Owners(hold.owners.ids()),
+            });
+            (inside, file)
+        };
+        let kernels = match (ours, wanted.opened) {
+            // By its number, since another file may be under the name by now.
+            (Some((_, number)), _) => {
+                holder::holders_at(format!("/proc/self/fd/{number}"), &[number])
+            }
+            (None, Some((fd, _))) => holder::holders_of_descriptor(fd, &[]),
+            (None, None) => {
+                let name = self.place.name(text).map_err(bad)?;
+                match name.leads() {
+                    Leads::Nowhere => Ok(Vec::new()),
+                    _ => holder::holders_at(name.path(), &[]),
+                }
+            }
+        };
+        let mut holders: Vec<_> = inside.into_iter().collect();
+        match kernels {
+            Ok(kernels) => holders.extend(kernels),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(AcquireError::Io(IoError::new("read /proc/locks", text, error)));
+            }
+        }
+        Ok(holders)
+    }
+}
+
+/// How a wish got past the map.
+enum Admitted<'a> {
+    Joined(Arc<Name>),
+    Alone(Transition<'a>),
+}
+
+/// A transition of one resource, which the thread that has this ends; also by a panic.
+struct Transition<'a> {
+    inner: &'a Inner,
+    name: Arc<Name>,
+    ended: bool,
+}
+
+impl Transition<'_> {
+    fn end(mut self, hold: Option<Hold>) {
+        self.inner.settle(&self.name, hold);
+        self.ended = true;
+    }
+}
+
+impl Drop for Transition<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.inner.settle(&self.name, None);
+        }
+    }
+}
+
+impl Map {
+    fn find(&mut self, text: &OsStr) -> Option<&mut Resource> {
+        self.resources.get_mut(text)
+    }
+
+    /// Ends one hold of an owner. If it was the last of the resource, the resource is now
+    /// releasing, and the caller must end the hold.
+    fn leave(
+        &mut self,
+        text: &OsStr,
+        owner: OwnerId,
+        care: Care,
+    ) -> Result<Option<Hold>, NoSuchHold> {
+        let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
+        let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
+        hold.owners.remove(owner, care)?;
+        if care == Care::Kept && !hold.owners.has_kept(owner) {
+            self.kept.remove(&(owner, resource.serial));
+        }
+        Ok(resource.take_if_unowned())
+    }
+
+    /// Ends all kept holds, of one owner or of every one: how many there were, and the resources
+    /// that are now releasing.
+    fn leave_kept(&mut self, owner: Option<OwnerId>) -> (usize, Vec<(Arc<Name>, Hold)>) {
+        let (mut holds, mut last) = (0, Vec::new());
+        let kept: Vec<_> = match owner {
+            Some(owner) => {
+                let all = (owner, 0)..=(owner, u64::MAX);
+                let found: Vec<_> =
+                    self.kept.range(all).map(|(&key, name)| (key, Arc::clone(name))).collect();
+                for (key, _) in &found {
+                    self.kept.remove(key);
+                }
+                found
+            }
+            None => std::mem::take(&mut self.kept).into_iter().collect(),
+        };
+        for ((owner, _), name) in kept {
+            let Some(resource) = self.resources.get_mut(name.text()) else { continue };
+            let State::Held(hold) = &mut resource.state else { continue };
+            holds += hold.owners.remove_kept(owner) as usize;
+            last.extend(resource.take_if_unowned().map(|hold| (name, hold)));
+        }
+        (holds, last)
+    }
+
+    /// Moves one hold of an owner from one care into the other.
+    fn hand_over(
+        &mut self,
+        text: &OsStr,
+        owner: OwnerId,
+        from: Care,
+        to: Care,
+    ) -> Result<(Arc<Name>, Mode), NoSuchHold> {
+        let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
+        let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
+        hold.owners.hand_over(owner, from, to)?;
+        let key = (owner, resource.serial);
+        if hold.owners.has_kept(owner) {
+            self.kept.entry(key).or_insert_with(|| Arc::clone(&resource.name));
+        } else {
+            self.kept.remove(&key);
+        }
+        Ok((Arc::clone(&resource.name), hold.mode))
+    }
+}
+
+/// A refusal as the caller sees it.
+fn refused(refusal: Refusal, text: &OsStr, path: impl FnOnce() -> PathBuf) -> AcquireError {
+    let name = text.to_owned();
+    match refusal {
+        Refusal::NotFound => AcquireError::NotFound { name, path: path() },
+        Refusal::Bad(why) => AcquireError::Bad { name, why },
+        Refusal::Moved(directory) => AcquireError::Moved { name, directory },
+        Refusal::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
+        Refusal::Io(error) => AcquireError::Io(error),
+        Refusal::Contended(_) => unreachable!("told by who knows the holds"),
+    }
+}
