@@ -1,4 +1,156 @@
 //! One lock per disk image, across threads, processes and forks.
+//!
+//! A program that runs virtual machines must never let two of them write one disk. This crate
+//! gives each image one lock: exclusive for a disk that is written, shared for a base image that
+//! is only read. It counts the owners of a lock, says who is in the way of a refused one, removes
+//! the lock files that it made, and holds on through forks and closes that would lose other kinds
+//! of lock. It is libvirt's lockspace (`virlockspace.c`) as a library, on open-file-description
+//! (OFD) locks.
+//!
+//! # A first program
+//!
+//! ```
+//! use lockspace::{AcquireError, LockSpace, Naming, OwnerId, Request, Target, Wait};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let (locks, image) = (dir.path().join("locks"), dir.path().join("a.qcow2"));
+//! # std::fs::write(&image, "")?;
+//! let space = LockSpace::open(Naming::md5(locks))?;
+//! let disk = || Request::exclusive(Target::image(&image)).auto_create();
+//!
+//! let lease = space.acquire(OwnerId::new(4711), disk(), Wait::NO)?;
+//! println!("locked {:?} as {}", lease.name(), lease.path().display());
+//!
+//! match space.acquire(OwnerId::new(4712), disk(), Wait::NO) {
+//!     // "/img/a.qcow2" is busy: held exclusive by owner 4711; asked for exclusive (...)
+//!     Err(AcquireError::Busy(busy)) => println!("{busy}"),
+//!     other => panic!("{other:?}"),
+//! }
+//!
+//! lease.release()?; // as its drop does, but this tells whether the lock file is gone
+//! assert!(space.list().is_empty());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Words
+//!
+//! | word | what it means |
+//! |---|---|
+//! | lockspace | the map from resources to holds: [`LockSpace`] |
+//! | resource | a named thing to lock; a [`Target`] says which |
+//! | lock file | the file that stands for it, in a directory or the image itself: [`Naming`] |
+//! | owner | a number that the caller chooses, a VM's for example: [`OwnerId`] |
+//! | hold | one granted acquire of one owner; an owner may have several of one resource |
+//! | lease | a hold as a value, which nobody else can end: [`Lease`] |
+//! | kept hold | a lease that was given to the space by [`Lease::keep`], for [`LockSpace::release`] and [`LockSpace::release_owner`] to end |
+//! | exclusive, shared | alone, or beside other shared holds: [`Mode`] |
+//! | holder | who has a lock, as the kernel tells it: [`Holder`] |
+//!
+//! # From a name to a lock
+//!
+//! The source goes one way, and each step has its file:
+//!
+//! 1. **Name** (`request.rs`, `name.rs`): a [`Request`] has a [`Target`]. Only [`Target::image`]
+//!    resolves a path; any other name is taken byte by byte.
+//! 2. **Path** (`name.rs`, `directory.rs`): the space's [`Naming`] says which file stands for it.
+//! 3. **Descriptor** (`lock_file.rs`): the file is opened, and created if the request said
+//!    [`auto_create`](Request::auto_create).
+//! 4. **Lock** (`kernel/ofd.rs`): an OFD lock on the request's [`ByteRange`]. Then the name must
+//!    still lead to the descriptor's file, or everything begins again.
+//! 5. **Map** (`space.rs`, `resource.rs`): the hold and its owners, under a mutex under which no
+//!    system call is made.
+//!
+//! `lease.rs` is the way back, `holder.rs` asks the kernel who is in the way, and `kernel/` has
+//! all the `unsafe` code.
+//!
+//! # The promise
+//!
+//! 1. **One holder.** While an exclusive hold lasts, nobody else gets the resource: no thread, no
+//!    other `LockSpace` in the process, no other process that takes record or OFD locks on an
+//!    overlapping range of the file, and in a [direct](Naming::direct) space no other name of the
+//!    file (hard link, symlink, `a//b`).
+//! 2. **Nothing lost.** No refused or failed call, bad input, fork, failed exec, panic in a
+//!    caller's thread, or descriptor closed elsewhere weakens a hold that was granted.
+//! 3. **Nothing left.** After the last owner's release the next acquire succeeds at once, though
+//!    forked children still have the descriptor. After SIGKILL it succeeds as soon as no process
+//!    shares the descriptor; [`LockSpace::holders`] names those that do. A lock file that was left
+//!    behind blocks nobody.
+//! 4. **One resource never stalls another.** A file system that gives no answer delays the callers
+//!    that ask for its files, and nobody else.
+//! 5. **Every refusal explains itself:** which resource, which file, which mode, who holds it as
+//!    far as that can be known, and "outside this lock space" or "unknown" where it cannot.
+//!
+//! It ends where no lock can reach: a process that shares the very descriptor and unlocks it, a
+//! second device node of one block device, the upper file under an overlay, hard links behind
+//! names in a directory, a file that is renamed or removed by hand, and every program that takes
+//! no lock, since locks are advisory.
+//!
+//! # Pitfalls
+//!
+//! ## fork
+//!
+//! A forked child shares its parent's descriptors, and to unlock one of them would unlock the
+//! parent's. So a child's leases do nothing when dropped, and its calls are refused
+//! ([`AcquireError::Forked`]): open a space of its own there. While children live, a *killed*
+//! parent's locks live on in them, unless they have executed another program.
+//!
+//! ## exec
+//!
+//! All descriptors are close-on-exec: programs that you start hold nothing of yours, and a process
+//! that executes itself anew has lost all its holds.
+//!
+//! ## POSIX locks of your own
+//!
+//! A POSIX record lock is lost when the process closes *any* descriptor of the file. This crate
+//! takes none, so its locks are safe from other code's closes. The reverse is not true: a direct
+//! space closes the image when a hold ends or is refused, and there go the POSIX locks that your
+//! own process has on it. [`holders_of`] opens nothing.
+//!
+//! ## `flock`
+//!
+//! `flock(2)`, `flock(1)`, [`std::fs::File::lock`] and the crates on top of them take a kind of
+//! lock that excludes nothing here, and is not excluded.
+//!
+//! ## Hard links and renames
+//!
+//! A directory's lock file stands for a *name*. Two hard links of an image are two names, and two
+//! locks: [`Request::refuse_hard_links`] finds them, and a direct space excludes them. A lock file,
+//! or a directly locked image, that is renamed or replaced under a hold stays locked, but others
+//! can lock what is in its place: [`Lease::verify`] looks.
+//!
+//! ## Where lock files lie
+//!
+//! In a directory of one user's own, which nobody sweeps: whoever can write there, or removes old
+//! files as cleaners of `/tmp` do, can make every lock worthless. A directory that is moved or
+//! replaced is found out by the next acquire ([`AcquireError::Moved`]).
+//!
+//! ## QEMU
+//!
+//! QEMU locks bytes 100 to 103 and 200 to 203 of an image. [`ByteRange::FIRST`], the default, does
+//! not meet them. [`ByteRange::WHOLE_FILE`] does: then a running QEMU and a hold exclude each
+//! other.
+//!
+//! ## Overlays, network file systems, containers
+//!
+//! A lock through an overlay does not exclude one on the upper file beneath it. Network file
+//! systems are not tested; whether other hosts know of a lock is decided by the mount, and
+//! [`holders_of`] sees this host alone. Containers exclude each other where they see the same
+//! file. Holders in another pid namespace may be [unknown](By::Unknown), and record locks of
+//! another one are not listed.
+//!
+//! # Async code
+//!
+//! Every call that acquires, releases or looks, and the drop of a [`Lease`], makes system calls,
+//! and blocks as long as the file system does. Run them where blocking is allowed, such as tokio's
+//! `spawn_blocking`. A lease is `Send`: acquire it there, keep it in a task, and move it back to
+//! release it. What is held in this space is refused without a system call; [`LockSpace::list`]
+//! and [`LockSpace::retake`] make none either.
+//!
+//! # Features
+//!
+//! `sha256` adds SHA-256 naming, to meet libvirt's lock daemon in its `file_lockspace_dir`.
 #![warn(missing_docs)]
 
 #[cfg(not(target_os = "linux"))]
@@ -30,3 +182,8 @@ pub use request::{ByteRange, Mode, OwnerId, Request};
 pub use resource::Origin;
 pub use space::{Builder, Held, LockSpace, Released};
 pub use wait::Wait;
+
+/// Its programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

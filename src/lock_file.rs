@@ -433,7 +433,7 @@ pub(crate) fn resolve_image(path: &Path, refuse_hard_links: bool) -> Result<Path
 pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<(OwnedFd, FileId), IoError> {
     let failed = |call| move |errno| IoError::new(call, path_of(fd), errno);
     let id = id_of(fd)?;
-    Ok((raised(&fd).map_err(failed("fcntl"))?, id))
+    Ok((raised(fd).map_err(failed("fcntl"))?, id))
 }
 
 /// Which file a descriptor is open on.

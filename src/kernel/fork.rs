@@ -82,14 +82,10 @@ impl<T> PerProcess<T> {
         // SAFETY: the advice concerns the page that we have just mapped, and nothing is in it.
         let advised = unsafe { madvise(page, PAGE, Advice::LinuxWipeOnFork) };
         let mine = page.cast::<AtomicPtr<T>>();
-        let kept = advised.map_err(io::Error::from).and_then(|()| {
-            let raced = self.page.compare_exchange(
-                ptr::null_mut(),
-                mine,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
-            Ok(raced.is_ok())
+        let kept = advised.map(|()| {
+            let was = ptr::null_mut();
+            let order = (Ordering::AcqRel, Ordering::Acquire);
+            self.page.compare_exchange(was, mine, order.0, order.1).is_ok()
         });
         if !matches!(kept, Ok(true)) {
             // SAFETY: the page was mapped above and shown to nobody.

@@ -1,0 +1,415 @@
+//! The examples, as a user runs them: real processes, their output and their exit codes.
+//!
+//! What a process says on its standard output tells when it holds: nothing here sleeps.
+
+#[path = "common/interop.rs"]
+mod interop;
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use tempfile::TempDir;
+
+/// The built example: `cargo test` puts it beside the folder of this test. A lone `--test examples`
+/// builds none, and would run old ones: `cargo build --examples` first, with the same features.
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
+    assert!(path.exists(), "{} is missing: `cargo build --examples`", path.display());
+    path
+}
+
+fn image_lock(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(example("image_lock"));
+    command.args(args);
+    command
+}
+
+fn who_holds(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(example("who_holds"));
+    command.args(args);
+    command
+}
+
+/// What a process said, and how it ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn run(mut command: Command) -> Ended {
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// An `image_lock --hold` that has said that it holds. It is killed when dropped.
+struct Holding {
+    process: Child,
+    said: String,
+    _out: BufReader<ChildStdout>,
+}
+
+impl Holding {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut out = BufReader::new(process.stdout.take().unwrap());
+        let mut said = String::new();
+        out.read_line(&mut said).unwrap();
+        let holding = Self { process, said, _out: out };
+        assert!(holding.said.starts_with("locked "), "it said {:?}", holding.said);
+        holding
+    }
+
+    fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it said that it has locked, and as which file.
+    fn locked(&self) -> (&Path, &Path) {
+        let line = self.said.trim_end_matches('\n').strip_prefix("locked ").unwrap();
+        let (image, file) = line.split_once(" as ").unwrap();
+        (Path::new(image), Path::new(file))
+    }
+
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A folder with an image and a place for lock files.
+struct Home {
+    dir: TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = Self { dir: tempfile::tempdir().unwrap() };
+        fs::write(home.image(), "an image").unwrap();
+        home
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().canonicalize().unwrap()
+    }
+
+    fn image(&self) -> PathBuf {
+        self.path().join("a.img")
+    }
+
+    fn locks(&self) -> PathBuf {
+        self.path().join("locks")
+    }
+
+    fn lock_files(&self) -> usize {
+        fs::read_dir(self.locks()).unwrap().count()
+    }
+
+    /// `image_lock --dir LOCKS ... IMAGE`
+    fn by_directory<const N: usize>(&self, options: [&str; N]) -> Command {
+        let mut command = image_lock(["--dir"]);
+        command.arg(self.locks()).args(options).arg(self.image());
+        command
+    }
+
+    /// `image_lock --direct ... IMAGE`
+    fn directly<const N: usize>(&self, options: [&str; N]) -> Command {
+        let mut command = image_lock(["--direct"]);
+        command.args(options).arg(self.image());
+        command
+    }
+}
+
+#[test]
+fn without_arguments_image_lock_shows_the_main_job() {
+    let shown = run(image_lock([""; 0]));
+    assert_eq!(shown.code, Some(0), "{shown:?}");
+    for part in [
+        "disk.qcow2\" is busy: held exclusive by owner 101; asked for exclusive (",
+        "held by owners 101, 102 (shared, byte 0)",
+        "base.qcow2\" is busy: held shared by owner 101 and 1 more; asked for exclusive (",
+        "granted: VM 102 has ",
+        "held: 0, lock files left: 0",
+    ] {
+        assert!(shown.out.contains(part), "no {part:?} in:\n{}", shown.out);
+    }
+    assert_eq!(shown.err, "");
+}
+
+#[test]
+fn a_second_process_is_refused_and_told_the_pid_until_the_first_is_killed() {
+    let home = Home::new();
+    let mut first = Holding::start(home.by_directory(["--hold", "600", "--owner", "7"]));
+    let (image, file) = first.locked();
+    assert_eq!(image, home.image());
+    assert_eq!(file.parent(), Some(&*home.locks()));
+    let name = file.file_name().unwrap().to_str().unwrap();
+    assert!(name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
+    assert!(file.exists());
+
+    for options in [[].as_slice(), &["--shared"], &["--owner", "7"]] {
+        let mut command = home.by_directory([]);
+        command.args(options);
+        let refused = run(command);
+        let (image, pid) = (home.image(), first.pid());
+        let mode = if options == ["--shared"] { "shared" } else { "exclusive" };
+        let said = format!(
+            "{image:?} is busy: held outside this lock space; asked for {mode} ({})\n  \
+             pid {pid} \"image_lock\" (exclusive, byte 0, OFD lock)\n",
+            file.display()
+        );
+        assert_eq!((refused.code, refused.out, refused.err), (Some(1), said, String::new()));
+    }
+
+    first.kill();
+    assert_eq!(home.lock_files(), 1, "who is killed leaves its lock file");
+    let next = run(home.by_directory([]));
+    assert_eq!((next.code, next.out), (Some(0), first.said.clone()));
+    assert_eq!(home.lock_files(), 0, "and the next one removes it");
+}
+
+#[test]
+fn shared_holders_hold_together_and_each_is_named_to_who_wants_it_alone() {
+    let home = Home::new();
+    let first = Holding::start(home.by_directory(["--shared", "--hold", "600"]));
+    let second = Holding::start(home.by_directory(["--hold", "600", "--shared"]));
+    assert_eq!(first.said, second.said);
+
+    let refused = run(home.by_directory([]));
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(refused.out.lines().count(), 3, "{}", refused.out);
+    for holder in [&first, &second] {
+        let line = format!("  pid {} \"image_lock\" (shared, byte 0, OFD lock)", holder.pid());
+        assert!(refused.out.lines().any(|l| l == line), "no {line:?} in:\n{}", refused.out);
+    }
+}
+
+#[test]
+fn a_hold_ends_after_its_seconds_and_takes_the_lock_file_with_it() {
+    let home = Home::new();
+    for options in [[].as_slice(), &["--hold", "0"], &["--hold=0.01"], &["--shared"]] {
+        let mut command = home.by_directory([]);
+        command.args(options);
+        let ended = run(command);
+        assert_eq!(ended.code, Some(0), "{options:?}: {ended:?}");
+        assert!(ended.out.starts_with("locked ") && ended.out.lines().count() == 1, "{ended:?}");
+        assert_eq!(home.lock_files(), 0);
+    }
+}
+
+#[test]
+fn a_direct_hold_locks_the_image_itself_and_leaves_it_as_it_was() {
+    let home = Home::new();
+    let mut first = Holding::start(home.directly(["--hold", "600"]));
+    assert_eq!(first.locked(), (&*home.image(), &*home.image()));
+
+    let link = home.path().join("hard_link.img");
+    fs::hard_link(home.image(), &link).unwrap();
+    for image in [home.image(), link, home.path().join(".//locks/../a.img")] {
+        fs::create_dir_all(home.locks()).unwrap();
+        let refused = run(image_lock([OsStr::new("--direct"), image.as_os_str()]));
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let pid = format!("\n  pid {} \"image_lock\" (exclusive, byte 0, OFD lock)\n", first.pid());
+        assert!(refused.out.ends_with(&pid), "{refused:?}");
+    }
+
+    first.kill();
+    assert_eq!(run(home.directly([])).code, Some(0));
+    assert_eq!(fs::read(home.image()).unwrap(), b"an image");
+    assert_eq!(home.lock_files(), 0);
+}
+
+#[test]
+fn sha256_names_need_the_feature_and_say_so() {
+    let home = Home::new();
+    if cfg!(feature = "sha256") {
+        let first = Holding::start(home.by_directory(["--sha256", "--hold", "600"]));
+        let (_, file) = first.locked();
+        let name = file.file_name().unwrap().to_str().unwrap();
+        assert!(name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()), "{name}");
+        assert!(file.exists());
+        assert_eq!(run(home.by_directory(["--sha256"])).code, Some(1));
+    } else {
+        let refused = run(home.by_directory(["--sha256"]));
+        assert_eq!((refused.code, &*refused.out), (Some(2), ""));
+        assert!(refused.err.contains("feature `sha256`"), "{}", refused.err);
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_with_the_usage_and_ends_with_2() {
+    let home = Home::new();
+    let image = home.image();
+    let image = image.to_str().unwrap();
+    for args in [
+        ["--frobnicate", image].as_slice(),
+        &["-x", image],
+        &["--shared"],
+        &["--shared=yes", image],
+        &[image, image],
+        &["--hold"],
+        &[image, "--hold"],
+        &["--hold", "soon", image],
+        &["--hold=-1", image],
+        &["--hold", "-0.5", image],
+        &["--hold", "NaN", image],
+        &["--hold", "inf", image],
+        &["--hold", "1e300", image],
+        &["--hold", "", image],
+        &["--owner", image],
+        &["--owner=-1", image],
+        &["--owner", "me", image],
+        &["--owner", "18446744073709551616", image],
+        &["--dir"],
+        &["--dir", "/nowhere", "--direct", image],
+        &["--direct", "--sha256", image],
+    ] {
+        let ended = run(image_lock(args));
+        assert_eq!((ended.code, &*ended.out), (Some(2), ""), "{args:?}: {ended:?}");
+        assert!(ended.err.contains("\nUsage: image_lock "), "{args:?}: {ended:?}");
+    }
+    let helped = run(image_lock(["--help"]));
+    assert_eq!((helped.code, &*helped.err), (Some(0), ""));
+    assert!(helped.out.starts_with("Usage: image_lock "));
+}
+
+#[test]
+fn what_cannot_be_locked_is_told_and_ends_with_1() {
+    let home = Home::new();
+    let folder = home.path();
+    let missing = folder.join("missing.img");
+    for (image, why) in [(&missing, "does not exist"), (&folder, "is a directory")] {
+        for place in
+            [["--dir".as_ref(), home.locks().as_os_str()].as_slice(), &["--direct".as_ref()]]
+        {
+            let mut command = image_lock(place);
+            command.arg(image);
+            let ended = run(command);
+            assert_eq!((ended.code, &*ended.out), (Some(1), ""), "{ended:?}");
+            assert!(ended.err.contains(why) && ended.err.lines().count() == 1, "{ended:?}");
+        }
+    }
+    assert_eq!(home.lock_files(), 0);
+
+    let mut command = image_lock(["--dir"]);
+    command.args([home.image(), home.image()]);
+    let ended = run(command);
+    assert_eq!(ended.code, Some(1));
+    assert!(ended.err.contains("is not a directory"), "{ended:?}");
+}
+
+/// The directory of a user's own, as another user than root: root's is on the real `/run`.
+#[test]
+fn without_a_directory_a_user_gets_one_of_its_own_and_no_stranger_may_have_made_it() {
+    if !rustix::process::geteuid().is_root() {
+        return interop::skip_or_fail("a directory of another user", "this is not root");
+    }
+    // No such user needs to exist. The pid keeps it apart from other runs of this test.
+    let user = 1_000_000_000 + std::process::id();
+    let home = Home::new();
+    let runtime = home.path().join("runtime");
+    fs::create_dir(&runtime).unwrap();
+    std::os::unix::fs::chown(&runtime, Some(user), Some(user)).unwrap();
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // Where the build lies, other users may have no access.
+    let tool = home.path().join("image_lock");
+    // Not by `fs::copy`: a process that another test spawns meanwhile would inherit the open file,
+    // and a program that is open for writing cannot be run.
+    let copied = Command::new("cp").arg(example("image_lock")).arg(&tool).status().unwrap();
+    assert!(copied.success());
+    let as_user = |runtime: Option<&Path>| {
+        let mut command = Command::new(&tool);
+        command.uid(user).gid(user).env_remove("XDG_RUNTIME_DIR");
+        if let Some(runtime) = runtime {
+            command.env("XDG_RUNTIME_DIR", runtime);
+        }
+        command
+    };
+
+    let mut command = as_user(Some(&runtime));
+    command.args(["--hold", "600"]).arg(home.image());
+    let holding = Holding::start(command);
+    let directory = runtime.join("lockspace");
+    assert_eq!(holding.locked().1.parent(), Some(&*directory));
+    let made = fs::metadata(&directory).unwrap();
+    assert_eq!((made.uid(), made.mode() & 0o777), (user, 0o700));
+
+    let fallback = PathBuf::from(format!("/tmp/lockspace-{user}"));
+    let lock_in_tmp = |runtime| {
+        let mut command = as_user(runtime);
+        command.arg(home.image());
+        run(command)
+    };
+    for runtime in [None, Some(Path::new("relative"))] {
+        let locked = lock_in_tmp(runtime);
+        assert_eq!(locked.code, Some(0), "{locked:?}");
+        assert!(locked.out.contains(&format!(" as {}/", fallback.display())), "{locked:?}");
+    }
+
+    // Somebody else was first: with a directory, with a link to one, with one that is open to all.
+    fs::set_permissions(&fallback, fs::Permissions::from_mode(0o777)).unwrap();
+    let open_to_all = lock_in_tmp(None);
+    fs::remove_dir(&fallback).unwrap();
+    fs::create_dir(&fallback).unwrap();
+    let of_another = lock_in_tmp(None);
+    fs::remove_dir(&fallback).unwrap();
+    std::os::unix::fs::symlink(&directory, &fallback).unwrap();
+    let a_link = lock_in_tmp(None);
+    fs::remove_file(&fallback).unwrap();
+    for refused in [open_to_all, of_another, a_link] {
+        assert_eq!((refused.code, &*refused.out), (Some(1), ""), "{refused:?}");
+        assert!(refused.err.contains("is not a directory of this user alone"), "{refused:?}");
+    }
+}
+
+#[test]
+fn who_holds_names_every_holder_of_every_image() {
+    let home = Home::new();
+    let (image, free) = (home.image(), home.path().join("free.img"));
+    fs::write(&free, "").unwrap();
+    let first = Holding::start(home.directly(["--shared", "--hold", "600"]));
+    let second = Holding::start(home.directly(["--shared", "--hold", "600"]));
+
+    let told = run(who_holds([&image, &free]));
+    assert_eq!((told.code, &*told.err), (Some(0), ""), "{told:?}");
+    let lines: Vec<_> = told.out.lines().collect();
+    assert_eq!(lines.len(), 4, "{}", told.out);
+    assert_eq!(lines[0], format!("{image:?}:"));
+    for holder in [&first, &second] {
+        let line = format!("  pid {} \"image_lock\" (shared, byte 0, OFD lock)", holder.pid());
+        assert!(lines[1..3].contains(&&*line), "no {line:?} in:\n{}", told.out);
+    }
+    assert_eq!(lines[3], format!("{free:?}: no holders"));
+
+    drop((first, second));
+    let told = run(who_holds([&image]));
+    assert_eq!((told.code, told.out), (Some(0), format!("{image:?}: no holders\n")));
+}
+
+#[test]
+fn who_holds_goes_on_after_an_image_that_it_cannot_find() {
+    let home = Home::new();
+    let (image, missing) = (home.image(), home.path().join("missing.img"));
+    let told = run(who_holds([&missing, &image]));
+    assert_eq!((told.code, told.out), (Some(1), format!("{image:?}: no holders\n")));
+    assert!(told.err.contains(&format!("{missing:?}: ")) && told.err.lines().count() == 1);
+
+    let usage = run(who_holds([""; 0]));
+    assert_eq!((usage.code, &*usage.out), (Some(2), ""));
+    assert!(usage.err.starts_with("Usage: who_holds "));
+}
