@@ -69,6 +69,11 @@ impl Directory {
         &self.path
     }
 
+    /// The device that its file system is known by.
+    pub(crate) fn device(&self) -> u64 {
+        self.id.dev
+    }
+
     /// Whether its path still leads to it.
     pub(crate) fn is_where_it_was(&self) -> bool {
         rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id)

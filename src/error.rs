@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::directory::FileId;
 use crate::name::Name;
 use crate::request::{ByteRange, Mode, OwnerId};
 
@@ -20,6 +21,18 @@ impl fmt::Display for Shown<'_> {
                 f.write_str(text)
             }
             _ => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+/// What a sentence about a file begins with, whether it has a path or not.
+struct ItIs<'a>(&'a Path);
+
+impl fmt::Display for ItIs<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            path if path.as_os_str().is_empty() => f.write_str("it is"),
+            path => write!(f, "{} is", Shown(path)),
         }
     }
 }
@@ -70,7 +83,7 @@ pub enum BadRequest {
     #[error("a direct space needs an absolute path: `Target::image` makes one")]
     Relative,
     /// What is there is neither a regular file nor a block device.
-    #[error("{} is {kind}, neither a regular file nor a block device", Shown(.path))]
+    #[error("{} {kind}, neither a regular file nor a block device", ItIs(.path))]
     NotAFile {
         /// Where it is.
         path: PathBuf,
@@ -111,6 +124,16 @@ pub enum BadRequest {
     /// The resource is held through an open file that is not the one that was asked for.
     #[error("the name is held for another file")]
     OtherFile,
+    /// The hold's file is open for reading only, so it cannot become exclusive: ask with
+    /// [`Request::upgradable`](crate::Request::upgradable).
+    #[error("its file is open for reading only: ask with upgradable()")]
+    NotUpgradable,
+    /// The same request names the file twice.
+    #[error("the request names the same file as {other:?}")]
+    Twice {
+        /// The other name; the same one, if it stands there twice.
+        other: OsString,
+    },
     /// One owner has as many holds of the resource as can be counted.
     #[error("the owner has too many holds of it")]
     TooManyHolds,
@@ -142,6 +165,10 @@ pub struct Busy {
     asked: Mode,
     held: Option<Mode>,
     owners: Blockers,
+    /// A request that excludes this one waits already.
+    behind: bool,
+    /// The file on which the kernel refused the lock.
+    file: Option<FileId>,
     waited: Duration,
 }
 
@@ -155,14 +182,33 @@ pub(crate) enum Blockers {
 impl Busy {
     /// Held in this space, by these owners.
     pub(crate) fn inside(name: Arc<Name>, asked: Mode, held: Mode, owners: Blockers) -> Self {
-        let waited = Duration::ZERO;
-        Self { name, path: OnceLock::new(), asked, held: Some(held), owners, waited }
+        Self::new(name, asked, Some(held), owners)
     }
 
     /// Held by somebody who is not in this space.
     pub(crate) fn outside(name: Arc<Name>, asked: Mode) -> Self {
-        let (path, owners) = (OnceLock::new(), Blockers::Many(Vec::new()));
-        Self { name, path, asked, held: None, owners, waited: Duration::ZERO }
+        Self::new(name, asked, None, Blockers::Many(Vec::new()))
+    }
+
+    fn new(name: Arc<Name>, asked: Mode, held: Option<Mode>, owners: Blockers) -> Self {
+        let behind = held == Some(Mode::Shared) && asked == Mode::Shared;
+        let path = OnceLock::new();
+        Self { name, path, asked, held, owners, behind, file: None, waited: Duration::ZERO }
+    }
+
+    /// The same, by the kernel's word on this file.
+    pub(crate) fn on(self, file: FileId) -> Self {
+        Self { file: Some(file), ..self }
+    }
+
+    /// The file on which the kernel refused the lock, if it was asked.
+    pub(crate) fn file(&self) -> Option<FileId> {
+        self.file
+    }
+
+    /// The same, after a wait.
+    pub(crate) fn after(self, waited: Duration) -> Self {
+        Self { waited, ..self }
     }
 
     /// The resource.
@@ -230,6 +276,9 @@ impl fmt::Display for Busy {
                 }
             }
             _ => f.write_str("outside this lock space")?,
+        }
+        if self.behind {
+            f.write_str(", and an exclusive request waits")?;
         }
         write!(f, "; asked for {}", self.asked)?;
         if !self.waited.is_zero() {

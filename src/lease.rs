@@ -5,11 +5,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use crate::error::{ReleaseError, VerifyError};
+use crate::error::{AcquireError, ReleaseError, VerifyError};
 use crate::name::Name;
 use crate::request::{Mode, OwnerId};
 use crate::resource::Care;
 use crate::space::Inner;
+use crate::wait::Wait;
 
 /// A granted hold. Dropping it releases it.
 ///
@@ -113,6 +114,56 @@ impl Lease {
         self.space.verify(&self.name)
     }
 
+    /// Makes a shared hold exclusive, if it is the only one, here and elsewhere. Throughout, and
+    /// also if it is refused, it is held shared.
+    ///
+    /// Of two shared holders that wait to become exclusive, each would wait for the other: within
+    /// this process the second is refused at once; between processes a deadline ends it.
+    ///
+    /// # Errors
+    /// [`AcquireError::Busy`] if others hold it too; [`AcquireError::Deadlock`] if one of them
+    /// waits for the same, or is this owner; [`BadRequest::NotUpgradable`] in a direct space if
+    /// the request was not [`upgradable`](crate::Request::upgradable); those of a wait.
+    ///
+    /// [`BadRequest::NotUpgradable`]: crate::BadRequest::NotUpgradable
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Mode, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = LockSpace::open(Naming::in_memory())?;
+    /// let mut lease = space.acquire(OwnerId::new(1), Request::shared("a"), Wait::NO)?;
+    /// lease.upgrade(Wait::NO)?;
+    /// assert_eq!(lease.mode(), Mode::Exclusive);
+    /// lease.downgrade()?;
+    /// assert_eq!(lease.mode(), Mode::Shared);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn upgrade(&mut self, wait: Wait) -> Result<(), AcquireError> {
+        self.space.upgrade(&self.name, self.owner, wait)?;
+        self.mode = Mode::Exclusive;
+        Ok(())
+    }
+
+    /// Makes an exclusive hold shared, without a moment in which it is not held. Shared waiters
+    /// of this process join at once, others within a tenth of a second: the kernel raises no
+    /// event for them.
+    ///
+    /// # Errors
+    /// [`AcquireError::Io`] if the kernel refuses, as it does for a caller's open file that cannot
+    /// be read; the hold is exclusive still then.
+    pub fn downgrade(&mut self) -> Result<(), AcquireError> {
+        self.space.check()?;
+        match self.space.convert(&self.name, self.owner, Mode::Shared)? {
+            Ok(()) => {
+                self.mode = Mode::Shared;
+                Ok(())
+            }
+            Err(busy) => Err(AcquireError::Busy(busy)),
+        }
+    }
+
     /// Gives the hold into the space's care: it now lasts until
     /// [`LockSpace::release`](crate::LockSpace::release) or
     /// [`release_owner`](crate::LockSpace::release_owner) ends it, or the last handle of the
@@ -167,5 +218,45 @@ impl fmt::Debug for Lease {
             .field("owner", &self.owner)
             .field("mode", &self.mode)
             .finish()
+    }
+}
+
+/// Several leases, in the order in which they were asked for; see
+/// [`LockSpace::acquire_all`](crate::LockSpace::acquire_all). Dropping it releases them all.
+#[derive(Debug)]
+#[must_use = "leases that are dropped at once protect nothing"]
+pub struct Leases(Vec<Lease>);
+
+impl Leases {
+    pub(crate) fn new(leases: Vec<Lease>) -> Self {
+        Self(leases)
+    }
+
+    /// Looks at each.
+    pub fn iter(&self) -> std::slice::Iter<'_, Lease> {
+        self.0.iter()
+    }
+
+    /// Gives them all into the space's care; see [`Lease::keep`].
+    pub fn keep(self) {
+        self.0.into_iter().for_each(Lease::keep);
+    }
+}
+
+impl IntoIterator for Leases {
+    type Item = Lease;
+    type IntoIter = std::vec::IntoIter<Lease>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Leases {
+    type Item = &'a Lease;
+    type IntoIter = std::slice::Iter<'a, Lease>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }

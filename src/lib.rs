@@ -158,8 +158,10 @@ compile_error!(
     "lockspace works on Linux only: it is built on open-file-description locks, /proc and MADV_WIPEONFORK"
 );
 
+mod acquire;
 mod directory;
 mod error;
+mod helper;
 mod holder;
 mod kernel;
 mod lease;
@@ -170,18 +172,19 @@ mod request;
 mod resource;
 mod space;
 mod wait;
+mod watch;
 
 pub use error::{
     AcquireError, BadRequest, Busy, CreateError, DeleteError, IoError, OpenError, ReleaseError,
     VerifyError,
 };
 pub use holder::{By, Holder, Kind, Process, holders_of};
-pub use lease::Lease;
+pub use lease::{Lease, Leases};
 pub use name::{Naming, Target};
 pub use request::{ByteRange, Mode, OwnerId, Request};
 pub use resource::Origin;
 pub use space::{Builder, Held, LockSpace, Released};
-pub use wait::Wait;
+pub use wait::{Cancel, CancelOnDrop, Wait};
 
 /// Its programs compile.
 #[cfg(doctest)]

@@ -35,6 +35,10 @@ pub(crate) struct LockFile {
     fd: OwnedFd,
     id: FileId,
     range: ByteRange,
+    /// Open for reading and writing, so that the lock can change its mode.
+    writable: bool,
+    /// Locks and lookups of it are answered from the kernel's memory, so that they cannot hang.
+    local: bool,
 }
 
 /// What to open and to lock.
@@ -51,11 +55,28 @@ pub(crate) struct Ask {
     pub(crate) refuse_hard_links: bool,
 }
 
+impl Ask {
+    /// Whether a direct space must open the file for writing.
+    fn writes(&self) -> bool {
+        self.mode == Mode::Exclusive || self.upgradable
+    }
+}
+
+/// What came of another try on a file that is open already.
+#[derive(Debug)]
+pub(crate) enum Retried {
+    Locked,
+    /// Somebody else still has a lock on it.
+    Contended,
+    /// It has lost its name: begin anew.
+    Stale,
+}
+
 /// Why there is no lock. Nothing is open, locked or created then.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// Somebody else has a lock on this file.
-    Contended(FileId),
+    /// Somebody else has a lock on this file, which is open and not locked.
+    Contended(LockFile),
     NotFound,
     Bad(BadRequest),
     /// This directory, the space's, is not where its path leads any more.
@@ -85,13 +106,20 @@ impl LockFile {
     /// Opens and locks the file that the name leads to. Never blocks on a lock. Adds to `stale`
     /// for each file that had lost its name before it was locked.
     pub(crate) fn take(name: &Name, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
-        for _ in 0..TRIES {
+        for attempt in 0..TRIES {
             let Some((file, created)) = Self::open(name, ask)? else { continue };
             let locked = ofd::try_lock(file.fd.as_fd(), ask.mode, ask.range)
                 .map_err(|source| IoError::new("fcntl", name.path(), source));
             let refused = match locked.and_then(|locked| Ok((locked, file.identity(name)?))) {
                 Ok((true, Identity::Same)) => return Ok(file),
-                Ok((false, Identity::Same)) => Some(Refusal::Contended(file.id)),
+                // Nobody holds it any more. Only a remover that was stopped takes long.
+                Ok((false, Identity::Same)) if attempt < TRIES / 2 && !file.is_held(ask) => {
+                    std::thread::yield_now();
+                    None
+                }
+                Ok((false, Identity::Same)) if !created => return Err(Refusal::Contended(file)),
+                // Somebody was faster to lock what we made. The next turn finds it theirs.
+                Ok((false, Identity::Same)) => None,
                 Ok((_, Identity::Moved(directory))) => Some(Refusal::Moved(directory)),
                 Ok((_, Identity::Stale)) => {
                     stale.fetch_add(1, Ordering::Relaxed);
@@ -129,9 +157,11 @@ impl LockFile {
         if locks.iter().any(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix)) {
             return Err(Refusal::Bad(BadRequest::CarriesLock));
         }
-        match ofd::try_lock(fd.as_fd(), ask.mode, ask.range) {
-            Ok(true) => Ok(Self { fd, id, range: ask.range }),
-            Ok(false) => Err(Refusal::Contended(id)),
+        let writable = access & OFlags::RWMODE == OFlags::RDWR;
+        let file = Self { fd, id, range: ask.range, writable, local: false };
+        match ofd::try_lock(file.fd.as_fd(), ask.mode, ask.range) {
+            Ok(true) => Ok(file),
+            Ok(false) => Err(Refusal::Contended(file)),
             Err(source) => Err(failed("fcntl", source)),
         }
     }
@@ -142,6 +172,60 @@ impl LockFile {
 
     pub(crate) fn number(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+
+    /// Whether the lock can be turned into an exclusive one.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Tries again to lock a file that was contended. What was held stays held if it is refused.
+    pub(crate) fn retry(
+        &self,
+        name: &Name,
+        mode: Mode,
+        stale: &AtomicU64,
+    ) -> Result<Retried, Refusal> {
+        let locked =
+            self.convert(mode).map_err(|source| IoError::new("fcntl", name.path(), source))?;
+        let identity = self.identity(name);
+        if locked && !matches!(identity, Ok(Identity::Same)) {
+            let _ = ofd::unlock(self.fd.as_fd(), self.range);
+        }
+        match identity? {
+            Identity::Same if locked => Ok(Retried::Locked),
+            Identity::Same => Ok(Retried::Contended),
+            Identity::Moved(directory) => Err(Refusal::Moved(directory)),
+            Identity::Stale => {
+                stale.fetch_add(1, Ordering::Relaxed);
+                Ok(Retried::Stale)
+            }
+        }
+    }
+
+    /// Tries to lock in this mode, whatever it holds now.
+    pub(crate) fn convert(&self, mode: Mode) -> io::Result<bool> {
+        ofd::try_lock(self.fd.as_fd(), mode, self.range)
+    }
+
+    /// Whether the locks and lookups of this open file are known not to hang.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local
+    }
+
+    /// Asks which file system it is: local ones answer from the kernel's memory, unlike NFS,
+    /// FUSE or cluster file systems. May hang.
+    pub(crate) fn learn_whether_local(&mut self) {
+        const EXT: u64 = 0xef53;
+        const XFS: u64 = 0x5846_5342;
+        const BTRFS: u64 = 0x9123_683e;
+        const F2FS: u64 = 0xf2f5_2010;
+        const TMPFS: u64 = 0x0102_1994;
+        const RAMFS: u64 = 0x8584_58f6;
+        const ZFS: u64 = 0x2fc1_2fc1;
+        #[allow(clippy::unnecessary_cast)] // its type differs by target
+        let magic = rustix::fs::fstatfs(&self.fd).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+        self.local = [EXT, XFS, BTRFS, F2FS, TMPFS, RAMFS, ZFS].contains(&magic);
     }
 
     /// Ends the hold: unlinks the lock file if `unlink` says in which mode it is held, unlocks,
@@ -164,6 +248,14 @@ impl LockFile {
         let _ = ofd::unlock(self.fd.as_fd(), ByteRange::WHOLE_FILE);
     }
 
+    /// Whether somebody who stands in the way holds it, and is not just about to remove it.
+    fn is_held(&self, ask: &Ask) -> bool {
+        match ofd::in_the_way(self.fd.as_fd(), ask.mode, ask.range) {
+            Ok(range) => range.is_some_and(|range| range != ByteRange::REMOVAL),
+            Err(_) => true,
+        }
+    }
+
     /// Removes the file, unless somebody else holds it or has put another in its place.
     fn unlink(&self, mode: Mode, directory: &Directory, file: &Path) -> Result<(), IoError> {
         let failed = |call, source| IoError::new(call, directory.path().join(file), source);
@@ -172,8 +264,8 @@ impl LockFile {
         if mode == Mode::Shared {
             let _ = ofd::unlock(self.fd.as_fd(), self.range);
         }
-        // The whole file: somebody may hold other bytes of it than ours.
-        let alone = ofd::try_lock(self.fd.as_fd(), Mode::Exclusive, ByteRange::WHOLE_FILE);
+        // All bytes: somebody may hold others of it than ours.
+        let alone = ofd::try_lock(self.fd.as_fd(), Mode::Exclusive, ByteRange::REMOVAL);
         if !alone.map_err(|source| failed("fcntl", source))? {
             return Ok(());
         }
@@ -201,7 +293,8 @@ impl LockFile {
         let failed = |call| move |errno| IoError::new(call, name.path(), errno);
         let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
         check_file(&stat, &name.path(), ask)?;
-        let file = Self { id: FileId::from(&stat), fd, range: ask.range };
+        let writable = !matches!(name.leads(), Leads::To(_)) || ask.writes();
+        let file = Self { id: FileId::from(&stat), fd, range: ask.range, writable, local: false };
         match needs_raising(&file.fd).then(|| raised(&file.fd)) {
             None => Ok(Some((file, created))),
             Some(Ok(fd)) => Ok(Some((Self { fd, ..file }, created))),
@@ -243,6 +336,11 @@ fn is_at(id: FileId, name: &Name) -> Result<Identity, IoError> {
 /// Whether the name still leads to the file `id`, which the caller holds.
 pub(crate) fn leads_to(name: &Name, id: FileId) -> Result<bool, IoError> {
     is_at(id, name).map(|identity| matches!(identity, Identity::Same))
+}
+
+/// Refuses a file that has other names. What is not there has none.
+pub(crate) fn refuse_hard_links(path: &Path) -> Result<(), Refusal> {
+    rustix::fs::stat(path).map_or(Ok(()), |stat| check_links(&stat))
 }
 
 /// Which file the path leads to, without opening it.
@@ -296,12 +394,15 @@ pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
 pub(crate) fn delete(name: &Name, stale: &AtomicU64) -> Result<(), Refusal> {
     let ask = Ask {
         mode: Mode::Exclusive,
-        range: ByteRange::WHOLE_FILE,
+        range: ByteRange::REMOVAL,
         create: false,
         file_mode: 0,
         upgradable: false,
         refuse_hard_links: false,
     };
+    if matches!(name.leads(), Leads::Nowhere) {
+        return Ok(());
+    }
     let file = LockFile::take(name, &ask, stale)?;
     let removed = match name.leads() {
         Leads::In(directory, file) => rustix::fs::unlinkat(directory, &*file, AtFlags::empty()),
@@ -356,7 +457,7 @@ fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
         Err(Errno::NOENT) => return Err(Refusal::NotFound),
         Err(errno) => return Err(IoError::new("stat", path, errno).into()),
     }
-    let write = ask.mode == Mode::Exclusive || ask.upgradable;
+    let write = ask.writes();
     let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
     match rustix::fs::open(path, OPEN | access, rustix::fs::Mode::empty()) {
         Ok(fd) => Ok(Some(fd)),
@@ -415,7 +516,10 @@ fn check_kind(stat: &Stat, path: &Path) -> Result<(), Refusal> {
 }
 
 /// The path of an image without symlinks, `.` and `..`.
-pub(crate) fn resolve_image(path: &Path, refuse_hard_links: bool) -> Result<PathBuf, Refusal> {
+pub(crate) fn resolve_image(
+    path: &Path,
+    refuse_hard_links: bool,
+) -> Result<(PathBuf, FileId), Refusal> {
     let failed = |call, source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => Refusal::NotFound,
         _ => Refusal::Io(IoError::new(call, path, source)),
@@ -426,22 +530,40 @@ pub(crate) fn resolve_image(path: &Path, refuse_hard_links: bool) -> Result<Path
     if refuse_hard_links {
         check_links(&stat)?;
     }
-    Ok(resolved)
-}
-
-/// Which file a descriptor is open on, and a duplicate of it that is ours to keep.
-pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<(OwnedFd, FileId), IoError> {
-    let failed = |call| move |errno| IoError::new(call, path_of(fd), errno);
-    let id = id_of(fd)?;
-    Ok((raised(fd).map_err(failed("fcntl"))?, id))
+    Ok((resolved, FileId::from(&stat)))
 }
 
 /// Which file a descriptor is open on.
-pub(crate) fn id_of(fd: BorrowedFd<'_>) -> Result<FileId, IoError> {
-    match rustix::fs::fstat(fd) {
-        Ok(stat) => Ok(FileId::from(&stat)),
-        Err(errno) => Err(IoError::new("fstat", path_of(fd), errno)),
+pub(crate) fn id_of(fd: BorrowedFd<'_>, refuse_hard_links: bool) -> Result<FileId, Refusal> {
+    let stat = rustix::fs::fstat(fd);
+    let stat = stat.map_err(|errno| IoError::new("fstat", path_of(fd), errno))?;
+    if refuse_hard_links {
+        check_links(&stat)?;
     }
+    Ok(FileId::from(&stat))
+}
+
+/// The mount that a descriptor was opened on, without touching its file system; 0 if the kernel
+/// does not tell.
+pub(crate) fn mount_of(fd: BorrowedFd<'_>) -> u64 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+    let info = info.unwrap_or_default();
+    let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+    mount.and_then(|mount| mount.trim().parse().ok()).unwrap_or_default()
+}
+
+/// A duplicate of a caller's descriptor that is ours to keep.
+///
+/// Not where this process has a record lock through it: the first close of any duplicate, even
+/// after a refusal, would drop that.
+pub(crate) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, Refusal> {
+    let failed = |call, source| IoError::new(call, path_of(fd), source);
+    let locks = locks_on_descriptor(fd.as_raw_fd());
+    let locks = locks.map_err(|source| failed("read /proc/self/fdinfo", source))?;
+    if locks.iter().any(|lock| lock.kind == LockKind::Posix) {
+        return Err(Refusal::Bad(BadRequest::CarriesLock));
+    }
+    Ok(raised(fd).map_err(|errno| failed("fcntl", errno.into()))?)
 }
 
 /// Where a descriptor's file seems to be, for messages; empty where it has no path.

@@ -304,6 +304,26 @@ impl<'a> Target<'a> {
     }
 }
 
+impl Target<'_> {
+    /// The name, or the path of an image as it was given.
+    pub(crate) fn text(&self) -> &OsStr {
+        match &self.0 {
+            Means::Name(name) => name,
+            Means::Image(path) => path.as_os_str(),
+            Means::Opened(name, _) => name,
+        }
+    }
+
+    /// The path that it is, as far as it is one.
+    pub(crate) fn path(&self) -> &Path {
+        match &self.0 {
+            Means::Name(name) => Path::new(name),
+            Means::Image(path) => path,
+            Means::Opened(..) => Path::new(""),
+        }
+    }
+}
+
 impl fmt::Debug for Target<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

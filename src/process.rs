@@ -6,7 +6,9 @@ use std::io;
 use parking_lot::{Condvar, Mutex};
 
 use crate::directory::FileId;
+use crate::helper::Helpers;
 use crate::kernel::fork::PerProcess;
+use crate::watch::Watchers;
 
 static HERE: PerProcess<Process> = PerProcess::new();
 
@@ -18,6 +20,9 @@ pub(crate) struct Process {
     /// The files whose descriptions somebody is about to lock; see [`Process::alone_with`].
     looked_at: Mutex<HashSet<FileId>>,
     looked: Condvar,
+    /// Those who make the system calls of whoever waits.
+    pub(crate) helpers: Helpers,
+    pub(crate) watchers: Watchers,
 }
 
 impl Process {
@@ -27,6 +32,8 @@ impl Process {
             id: std::process::id(),
             looked_at: Mutex::default(),
             looked: Condvar::new(),
+            helpers: Helpers::default(),
+            watchers: Watchers::default(),
         })
     }
 

@@ -128,6 +128,10 @@ impl ByteRange {
     /// A running QEMU and this range exclude each other.
     pub const WHOLE_FILE: Self = Self { start: 0, len: None };
 
+    /// Every byte but the last that an offset can name. Nobody locks this but who is about to
+    /// remove the file, so that whoever meets it knows that it will be over in a moment.
+    pub(crate) const REMOVAL: Self = Self { start: 0, len: NonZeroU64::new(Self::LAST_BYTE) };
+
     /// The last byte that the kernel's signed 64-bit offsets can name.
     const LAST_BYTE: u64 = i64::MAX as u64;
 

@@ -1,23 +1,38 @@
-//! One resource of a space: its state, its owners and their counts.
+//! One resource of a space: its state, its owners and their counts, its queue.
 //!
 //! A resource that is not in the map is *absent*. The others:
 //!
-//! | state | what it means | who may change it | a try that meets it |
+//! | state | what it means | who ends it | a try that meets it |
 //! |---|---|---|---|
-//! | acquiring | one thread makes the system calls for one hold | that thread: to held, or absent | waits, if compatible; else refused |
-//! | held | a descriptor with its lock, and its owners | whoever holds the map's mutex: joins, leaves; the last leave makes it releasing | joins, if compatible; else refused |
-//! | releasing | one thread unlinks, unlocks and closes, or creates or deletes the file | that thread: to absent | waits |
+//! | acquiring | one thread makes the system calls for one hold | that thread: held, or absent | waits, if compatible; else refused |
+//! | awaited | the same thread waits for a holder outside of this space | that thread: acquiring, or absent | refused |
+//! | held | a descriptor with its lock, and its owners | the last owner to leave: releasing, or acquiring for the head of the queue | joins, if compatible; else refused |
+//! | converting | held, and one thread tries to change the lock's mode | that thread: held | waits, if compatible; else refused |
+//! | releasing | one thread unlinks, unlocks and closes, or creates or deletes the file | that thread: acquiring for the head of the queue, or absent | waits |
 //!
-//! Nothing here makes a system call or takes a mutex.
+//! Waiters queue in order. Who is at the head when the resource becomes free gets it to acquire,
+//! with the descriptor and its lock where they can simply pass on. Shared requests do not pass
+//! an exclusive one that waits, but those of an owner who holds it shared already do: they would
+//! wait for themselves.
+//!
+//! Nothing here makes a system call or takes a map's mutex.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::directory::FileId;
 use crate::error::{BadRequest, Blockers};
 use crate::lock_file::LockFile;
 use crate::name::Name;
 use crate::request::{ByteRange, Mode, OwnerId};
+use crate::wait::Bell;
+
+/// How long a lock passes on from owner to owner of this process before it is really released,
+/// so that other processes get a turn.
+const PASSING: Duration = Duration::from_millis(10);
 
 /// How a held resource got its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,12 +57,17 @@ pub(crate) struct Resource {
     pub(crate) state: State,
     /// Somebody sleeps until the transition ends.
     pub(crate) watched: bool,
+    /// Boxed, as hardly any resource has one.
+    queue: Option<Box<Queue>>,
 }
 
 #[derive(Debug)]
 pub(crate) enum State {
     Acquiring(Claim),
+    Awaited(Claim),
     Held(Hold),
+    /// The hold's file is with the thread that converts it.
+    Converting(Hold),
     Releasing,
 }
 
@@ -56,6 +76,87 @@ pub(crate) enum State {
 pub(crate) struct Claim {
     pub(crate) owner: OwnerId,
     pub(crate) mode: Mode,
+    /// The caller went at its deadline; the file system has not answered since then.
+    pub(crate) stuck_since: Option<Instant>,
+}
+
+/// Who waits for a resource, in order.
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Queued>,
+    /// Since when the lock has been passing on within this process.
+    passing_since: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Queued {
+    wish: Wish,
+    waiter: Arc<Waiter>,
+    /// It holds the resource shared, and waits to become exclusive.
+    upgrades: bool,
+}
+
+/// One call that waits.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    pub(crate) bell: Arc<Bell>,
+    /// What it was granted. Whoever grants has the map's mutex.
+    grant: Mutex<Option<Grant>>,
+}
+
+/// What a waiter finds when its turn has come.
+#[derive(Debug)]
+pub(crate) enum Grant {
+    /// It holds the resource.
+    Joined,
+    /// The resource is acquiring, and the acquiring is the waiter's.
+    Acquire(Inherited),
+    /// It must ask again.
+    Again,
+    Bad(BadRequest),
+}
+
+/// How a resource comes to the next in the queue.
+#[derive(Debug)]
+pub(crate) enum Inherited {
+    /// With its file, locked in this mode.
+    File(LockFile, Mode, Origin),
+    /// Nobody has held it.
+    Nothing,
+    /// It has just been released to give other processes a turn.
+    Released,
+}
+
+impl Waiter {
+    pub(crate) fn new(bell: &Arc<Bell>) -> Arc<Self> {
+        Arc::new(Self { bell: Arc::clone(bell), grant: Mutex::new(None) })
+    }
+
+    pub(crate) fn take_grant(&self) -> Option<Grant> {
+        self.grant.lock().take()
+    }
+}
+
+/// Waiters that were granted something, to be rung once the map's mutex is free again.
+#[derive(Debug, Default)]
+#[must_use = "who is not rung sleeps on"]
+pub(crate) struct Rings(Vec<Arc<Bell>>);
+
+impl Rings {
+    fn grant(&mut self, waiter: &Waiter, grant: Grant) {
+        *waiter.grant.lock() = Some(grant);
+        self.0.push(Arc::clone(&waiter.bell));
+    }
+
+    pub(crate) fn add(&mut self, bell: &Arc<Bell>) {
+        self.0.push(Arc::clone(bell));
+    }
+
+    pub(crate) fn ring(self) {
+        for bell in self.0 {
+            bell.ring();
+        }
+    }
 }
 
 /// A lock that is held, and for whom.
@@ -79,6 +180,22 @@ pub(crate) struct Wish {
     pub(crate) id: Option<FileId>,
     /// The caller has handed in an open file.
     pub(crate) opened: bool,
+    /// The lock file goes with the last hold.
+    pub(crate) auto_create: bool,
+}
+
+/// What becomes of a wish to hold in another mode.
+#[derive(Debug)]
+pub(crate) enum Conversion {
+    /// The file, which must come back.
+    Begun(LockFile),
+    /// It is held so, or is in memory only.
+    Done,
+    /// Others hold it too.
+    Refused(Mode, Blockers),
+    NotUpgradable,
+    /// A transition must end first.
+    NotYet,
 }
 
 /// What becomes of a wish that finds its resource in the map.
@@ -86,8 +203,10 @@ pub(crate) struct Wish {
 pub(crate) enum Admission {
     /// It has joined the other shared holds.
     Joined,
-    /// Held, or about to be, in a mode that excludes it.
+    /// Held, or about to be, in a mode that excludes it, or others were first.
     Refused(Mode, Blockers),
+    /// Held by somebody outside of this space, and others wait already.
+    RefusedOutside,
     /// A transition must end first.
     NotYet,
     /// Whether it is the same file must be found out first.
@@ -96,45 +215,214 @@ pub(crate) enum Admission {
 }
 
 impl Resource {
+    pub(crate) fn new(name: Arc<Name>, serial: u64, state: State) -> Self {
+        Self { name, serial, state, watched: false, queue: None }
+    }
+
     /// Lets the wish join, or says why not.
     pub(crate) fn admit(&mut self, wish: &Wish) -> Admission {
+        let passes = match &self.state {
+            State::Held(hold) => {
+                hold.mode.compatible(wish.mode)
+                    && (hold.owners.has(wish.owner) || !self.exclusive_waits())
+            }
+            State::Acquiring(claim) => claim.mode.compatible(wish.mode),
+            State::Converting(_) => wish.mode == Mode::Shared,
+            State::Awaited(_) | State::Releasing => false,
+        };
         match &mut self.state {
             State::Releasing => Admission::NotYet,
-            State::Acquiring(claim) if claim.mode.compatible(wish.mode) => Admission::NotYet,
-            State::Held(hold) if hold.mode.compatible(wish.mode) => hold.join(wish),
-            State::Acquiring(_) | State::Held(_) => match self.blockers() {
+            State::Held(hold) if passes => hold.join(wish),
+            _ if passes => Admission::NotYet,
+            State::Awaited(_) => Admission::RefusedOutside,
+            _ => match self.blockers() {
                 Some((mode, owners)) => Admission::Refused(mode, owners),
                 None => Admission::NotYet,
             },
         }
     }
 
+    fn exclusive_waits(&self) -> bool {
+        let mut queued = self.queue.iter().flat_map(|queue| &queue.waiting);
+        queued.any(|queued| queued.wish.mode == Mode::Exclusive)
+    }
+
     /// Who holds it, or is about to, and how.
     pub(crate) fn blockers(&self) -> Option<(Mode, Blockers)> {
         match &self.state {
-            State::Acquiring(claim) => Some((claim.mode, Blockers::One([claim.owner]))),
-            State::Held(hold) => Some((hold.mode, hold.owners.blockers())),
+            State::Acquiring(claim) | State::Awaited(claim) => {
+                Some((claim.mode, Blockers::One([claim.owner])))
+            }
+            State::Held(hold) | State::Converting(hold) => {
+                Some((hold.mode, hold.owners.blockers()))
+            }
             State::Releasing => None,
         }
     }
 
-    /// If the last owner has left: its hold, for who asks to end it. It is releasing then.
-    pub(crate) fn take_if_unowned(&mut self) -> Option<Hold> {
-        match std::mem::replace(&mut self.state, State::Releasing) {
-            State::Held(hold) if hold.owners.is_empty() => Some(hold),
-            state => {
-                self.state = state;
+    /// Whether this owner, or one of its waits that comes first, stands in its own way.
+    pub(crate) fn would_wait_for_itself(&self, wish: &Wish) -> bool {
+        let holds = match &self.state {
+            State::Acquiring(claim) | State::Awaited(claim) => {
+                claim.owner == wish.owner && !claim.mode.compatible(wish.mode)
+            }
+            State::Held(hold) | State::Converting(hold) => hold.owners.has(wish.owner),
+            State::Releasing => false,
+        };
+        let mut queued = self.queue.iter().flat_map(|queue| &queue.waiting);
+        holds
+            || queued.any(|other| {
+                other.wish.owner == wish.owner && !other.wish.mode.compatible(wish.mode)
+            })
+    }
+
+    /// Since when its file system has not answered a caller that is gone.
+    pub(crate) fn stuck_since(&self) -> Option<Instant> {
+        match &self.state {
+            State::Acquiring(claim) => claim.stuck_since,
+            _ => None,
+        }
+    }
+
+    /// The last in the queue from now on.
+    pub(crate) fn enqueue(&mut self, wish: Wish, waiter: Arc<Waiter>) {
+        let queue = self.queue.get_or_insert_default();
+        queue.waiting.push_back(Queued { wish, waiter, upgrades: false });
+    }
+
+    /// The first in the queue from now on, unless another waits there to become exclusive.
+    pub(crate) fn enqueue_upgrade(&mut self, owner: OwnerId, waiter: Arc<Waiter>) -> bool {
+        let range = self.hold().map_or(ByteRange::FIRST, |hold| hold.range);
+        let queue = self.queue.get_or_insert_default();
+        let free = !queue.waiting.front().is_some_and(|first| first.upgrades);
+        if free {
+            let (mode, id) = (Mode::Exclusive, None);
+            let wish = Wish { owner, mode, range, id, opened: false, auto_create: false };
+            queue.waiting.push_front(Queued { wish, waiter, upgrades: true });
+        }
+        free
+    }
+
+    /// Not in the queue any more. Others may have been behind it.
+    pub(crate) fn dequeue(&mut self, waiter: &Arc<Waiter>, rings: &mut Rings) {
+        if let Some(queue) = &mut self.queue {
+            queue.waiting.retain(|queued| !Arc::ptr_eq(&queued.waiter, waiter));
+        }
+        self.let_in(rings);
+    }
+
+    /// Lets those at the head of the queue join what is held.
+    pub(crate) fn let_in(&mut self, rings: &mut Rings) {
+        let (State::Held(hold), Some(queue)) = (&mut self.state, &mut self.queue) else { return };
+        while let Some(first) = queue.waiting.front() {
+            if first.upgrades || !hold.mode.compatible(first.wish.mode) {
+                // An upgrader looks for itself when it is the only one left.
+                if first.upgrades && hold.owners.total() == 1 {
+                    rings.add(&first.waiter.bell);
+                }
+                return;
+            }
+            let grant = match hold.join(&first.wish) {
+                Admission::Joined => Grant::Joined,
+                Admission::Bad(why) => Grant::Bad(why),
+                _ => Grant::Again,
+            };
+            rings.grant(&first.waiter, grant);
+            queue.waiting.pop_front();
+        }
+    }
+
+    /// Nobody holds it: it is the next one's to acquire. `false` if nobody waits.
+    pub(crate) fn next(&mut self, inherited: Inherited, rings: &mut Rings) -> bool {
+        let Some(first) = self.queue.as_mut().and_then(|queue| queue.waiting.pop_front()) else {
+            return false;
+        };
+        let Wish { owner, mode, .. } = first.wish;
+        self.state = State::Acquiring(Claim { owner, mode, stuck_since: None });
+        rings.grant(&first.waiter, Grant::Acquire(inherited));
+        true
+    }
+
+    /// An owner has left. If it was the last one, and the lock does not pass on: its hold, for
+    /// who asked to end it. The resource is releasing then.
+    pub(crate) fn left(&mut self, rings: &mut Rings) -> Option<Hold> {
+        let State::Held(hold) = &self.state else { return None };
+        if !hold.owners.is_empty() {
+            self.let_in(rings);
+            return None;
+        }
+        let passes = self.queue.as_mut().is_some_and(|queue| queue.can_inherit(hold));
+        let State::Held(hold) = std::mem::replace(&mut self.state, State::Releasing) else {
+            unreachable!("it was held just now")
+        };
+        match hold {
+            Hold { file: Some(file), mode, origin, .. } if passes => {
+                self.next(Inherited::File(file, mode, origin), rings);
                 None
             }
+            hold => Some(hold),
+        }
+    }
+
+    /// Hands the file out to change the lock's mode, if this is the only hold.
+    pub(crate) fn begin_conversion(&mut self, owner: OwnerId, to: Mode) -> Conversion {
+        let State::Held(hold) = &mut self.state else { return Conversion::NotYet };
+        if hold.mode == to {
+            return Conversion::Done;
+        }
+        if hold.owners.total() > 1 {
+            return Conversion::Refused(hold.mode, hold.owners.others(owner));
+        }
+        if to == Mode::Exclusive && hold.file.as_ref().is_some_and(|file| !file.is_writable()) {
+            return Conversion::NotUpgradable;
+        }
+        let Some(file) = hold.file.take() else {
+            hold.mode = to;
+            return Conversion::Done;
+        };
+        if let State::Held(hold) = std::mem::replace(&mut self.state, State::Releasing) {
+            self.state = State::Converting(hold);
+        }
+        Conversion::Begun(file)
+    }
+
+    /// Takes the file back.
+    pub(crate) fn end_conversion(&mut self, file: LockFile, mode: Option<Mode>, rings: &mut Rings) {
+        if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::Releasing) {
+            hold.file = Some(file);
+            hold.mode = mode.unwrap_or(hold.mode);
+            self.state = State::Held(hold);
+        }
+        self.let_in(rings);
+    }
+
+    /// It was really released: others than this process can have had it.
+    pub(crate) fn was_released(&mut self) -> Inherited {
+        match self.queue.as_mut().and_then(|queue| queue.passing_since.take()) {
+            Some(_) => Inherited::Released,
+            None => Inherited::Nothing,
         }
     }
 
     /// The hold, if it is held.
     pub(crate) fn hold(&self) -> Option<&Hold> {
         match &self.state {
-            State::Held(hold) => Some(hold),
+            State::Held(hold) | State::Converting(hold) => Some(hold),
             _ => None,
         }
+    }
+}
+
+impl Queue {
+    /// Whether the descriptor of this hold, with its lock, can go to the first who waits.
+    fn can_inherit(&mut self, hold: &Hold) -> bool {
+        let Some(first) = self.waiting.front() else { return false };
+        let Some(file) = &hold.file else { return false };
+        let fits = hold.range == first.wish.range
+            && !first.wish.opened
+            && hold.origin != Origin::Opened
+            && (first.wish.mode == Mode::Shared || file.is_writable());
+        fits && self.passing_since.get_or_insert_with(Instant::now).elapsed() < PASSING
     }
 }
 
@@ -261,6 +549,27 @@ impl Owners {
         *of = of.checked_sub(1).ok_or(NoSuchHold)?;
         *count.of(to) += 1;
         Ok(())
+    }
+
+    /// Whether this owner has a hold.
+    fn has(&self, owner: OwnerId) -> bool {
+        self.find(owner).is_ok()
+    }
+
+    /// How many holds this owner has.
+    pub(crate) fn count(&self, owner: OwnerId) -> u32 {
+        self.find(owner).map_or(0, |at| self.0[at].1.total())
+    }
+
+    /// All but one hold of this owner, for its refusal.
+    fn others(&self, owner: OwnerId) -> Blockers {
+        let others = self.0.iter().filter(|(id, count)| *id != owner || count.total() > 1);
+        Blockers::Many(others.map(|&(id, _)| id).collect())
+    }
+
+    /// How many holds there are, of all owners.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.iter().map(|(_, count)| u64::from(count.total())).sum()
     }
 
     /// Whether this owner has a kept hold.

@@ -4,33 +4,30 @@
 //! transition, makes its system calls *outside* the mutex, and ends the transition under it. So
 //! one resource never stalls another. This module knows no system call; `lock_file` makes them.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::directory::FileId;
+use crate::acquire::{self, Wanted};
 use crate::error::{
-    AcquireError, BadRequest, Busy, ChangeError, CreateError, DeleteError, IoError, OpenError,
-    ReleaseError, VerifyError,
+    AcquireError, Busy, ChangeError, CreateError, DeleteError, IoError, OpenError, ReleaseError,
+    VerifyError,
 };
 use crate::holder::{self, By, Holder, Kind, LockKind};
-use crate::lease::Lease;
-use crate::lock_file::{self, Ask, LockFile, Refusal};
-use crate::name::{Key, Leads, Means, Name, Naming, Place, Target};
+use crate::lease::{Lease, Leases};
+use crate::lock_file::{self, LockFile, Refusal};
+use crate::name::{Key, Leads, Name, Naming, Place, Target};
 use crate::process::Process;
-use crate::request::{ByteRange, Mode, OwnerId, Request, Terms};
-use crate::resource::{
-    Admission, Care, Claim, Hold, NoSuchHold, Origin, Owners, Resource, State, Wish,
-};
-use crate::wait::Wait;
+use crate::request::{ByteRange, Mode, OwnerId, Request};
+use crate::resource::{Care, Claim, Hold, NoSuchHold, Origin, Resource, Rings, State};
+use crate::wait::{Bell, Wait};
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
 ///
@@ -77,22 +74,24 @@ struct Handle(Arc<Inner>);
 
 /// The map, and what every verb needs.
 pub(crate) struct Inner {
-    process: &'static Process,
-    place: Place,
-    range: ByteRange,
-    file_mode: u32,
-    map: Mutex<Map>,
+    pub(crate) process: &'static Process,
+    pub(crate) place: Place,
+    pub(crate) range: ByteRange,
+    pub(crate) file_mode: u32,
+    pub(crate) map: Mutex<Map>,
     /// A transition that somebody watches has ended.
-    settled: Condvar,
-    stale: AtomicU64,
+    pub(crate) settled: Condvar,
+    pub(crate) stale: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Map {
-    resources: HashMap<Key, Resource>,
+pub(crate) struct Map {
+    pub(crate) resources: HashMap<Key, Resource>,
     /// The kept holds of each owner, by the resource's serial number, so that all of an owner's
     /// are found without a look at anybody else's.
     kept: BTreeMap<(OwnerId, u64), Arc<Name>>,
+    /// The waits of each owner, to be cancelled with it.
+    waits: BTreeMap<(OwnerId, u64), Arc<Bell>>,
     next_serial: u64,
 }
 
@@ -273,11 +272,37 @@ impl LockSpace {
         request: Request<'_>,
         wait: Wait,
     ) -> Result<Lease, AcquireError> {
-        let Wait { .. } = wait;
-        let inner = self.inner();
-        inner.check()?;
-        let wanted = Wanted::new(&request.target, request.terms)?;
-        inner.acquire(owner, &wanted)
+        self.inner().acquire(owner, &request, wait)
+    }
+
+    /// Acquires several resources for an owner: all, or none. One deadline covers them all, and the
+    /// leases come in the order of the requests. While it waits for one, it holds none of the
+    /// others, so two callers that ask for the same in opposite orders do not block each other.
+    ///
+    /// # Errors
+    /// Those of [`acquire`](Self::acquire), about the request that was refused;
+    /// [`BadRequest::Twice`] if two requests are about one file.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let space = LockSpace::open(Naming::in_memory())?;
+    /// let requests = [Request::exclusive("root"), Request::shared("base")];
+    /// let leases = space.acquire_all(OwnerId::new(1), requests, Wait::NO)?;
+    /// let names: Vec<_> = leases.iter().map(|lease| lease.name()).collect();
+    /// assert_eq!(names, ["root", "base"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn acquire_all<'a>(
+        &self,
+        owner: OwnerId,
+        requests: impl IntoIterator<Item = Request<'a>>,
+        wait: Wait,
+    ) -> Result<Leases, AcquireError> {
+        let requests: Vec<_> = requests.into_iter().collect();
+        self.inner().acquire_all(owner, &requests, wait)
     }
 
     /// Ends one kept hold of an owner. With the last hold of an auto-created resource goes the
@@ -294,7 +319,8 @@ impl LockSpace {
         self.inner().release_by_text(name.as_ref(), owner)
     }
 
-    /// Ends every kept hold of an owner, in time proportional to their number. Leases stay.
+    /// Ends every kept hold of an owner, and cancels its waits, in time proportional to their
+    /// number. Leases stay.
     ///
     /// Mirrors `virLockSpaceReleaseResourcesForOwner`.
     #[doc(alias = "virLockSpaceReleaseResourcesForOwner")]
@@ -399,7 +425,7 @@ impl LockSpace {
         let inner = self.inner();
         inner.check()?;
         let Request { target, terms } = Request::shared(target);
-        inner.holders(&Wanted::new(&target, terms)?)
+        inner.holders(&Wanted::new(inner, &target, terms)?)
     }
 
     /// How often a file was found, after it was opened, to have lost its name to another one or
@@ -443,161 +469,9 @@ impl Drop for Inner {
     }
 }
 
-/// A request whose name is known.
-struct Wanted<'a> {
-    text: Cow<'a, OsStr>,
-    opened: Option<(BorrowedFd<'a>, FileId)>,
-    terms: Terms,
-}
-
-impl<'a> Wanted<'a> {
-    fn new(target: &'a Target<'a>, terms: Terms) -> Result<Self, AcquireError> {
-        let (text, opened) = match &target.0 {
-            Means::Name(name) => (Cow::Borrowed(&**name), None),
-            Means::Image(path) => {
-                let resolved = lock_file::resolve_image(path, terms.refuse_hard_links);
-                let resolved = resolved
-                    .map_err(|refusal| refused(refusal, path.as_os_str(), || path.to_path_buf()))?;
-                (Cow::Owned(resolved.into_os_string()), None)
-            }
-            Means::Opened(name, fd) => {
-                let id = lock_file::id_of(*fd).map_err(AcquireError::Io)?;
-                (Cow::Borrowed(*name), Some((*fd, id)))
-            }
-        };
-        Ok(Self { text, opened, terms })
-    }
-}
-
 impl Inner {
-    fn check(&self) -> Result<(), AcquireError> {
+    pub(crate) fn check(&self) -> Result<(), AcquireError> {
         self.process.check().map_err(|creator| AcquireError::Forked { creator })
-    }
-
-    fn acquire(
-        self: &Arc<Self>,
-        owner: OwnerId,
-        wanted: &Wanted<'_>,
-    ) -> Result<Lease, AcquireError> {
-        let mode = wanted.terms.mode;
-        let wish = Wish {
-            owner,
-            mode,
-            range: wanted.terms.range.unwrap_or(self.range),
-            id: wanted.opened.map(|(_, id)| id),
-            opened: wanted.opened.is_some(),
-        };
-        let lease = |name: &Arc<Name>| Lease::new(Arc::clone(self), Arc::clone(name), owner, mode);
-        let transition = match self.admit(wish, wanted)? {
-            Admitted::Joined(name) => return Ok(lease(&name)),
-            Admitted::Alone(transition) => transition,
-        };
-        let name = Arc::clone(&transition.name);
-        match self.take(&name, &wish, wanted) {
-            Ok((file, origin)) => {
-                let owners = Owners::one(owner);
-                transition.end(Some(Hold { file, mode, range: wish.range, origin, owners }));
-                Ok(lease(&name))
-            }
-            Err(Refusal::Contended(id)) => {
-                transition.end(None);
-                Err(AcquireError::Busy(self.contended(name, mode, id)))
-            }
-            Err(refusal) => {
-                transition.end(None);
-                Err(refused(refusal, name.text(), || name.path()))
-            }
-        }
-    }
-
-    /// Joins the resource, or makes it ours alone to acquire.
-    fn admit(&self, mut wish: Wish, wanted: &Wanted<'_>) -> Result<Admitted<'_>, AcquireError> {
-        let text = &*wanted.text;
-        let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
-        let mut made = None;
-        let mut map = self.map.lock();
-        loop {
-            let Some(resource) = map.find(text) else {
-                // A name costs a hash and an allocation: not under the mutex.
-                if let Some(name) = made.take() {
-                    let claim = Claim { owner: wish.owner, mode: wish.mode };
-                    return Ok(Admitted::Alone(self.begin(map, name, State::Acquiring(claim))));
-                }
-                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
-                made = Some(name.map_err(bad)?);
-                continue;
-            };
-            match resource.admit(&wish) {
-                Admission::Joined => return Ok(Admitted::Joined(Arc::clone(&resource.name))),
-                Admission::Refused(held, owners) => {
-                    let busy = Busy::inside(Arc::clone(&resource.name), wish.mode, held, owners);
-                    return Err(AcquireError::Busy(busy));
-                }
-                Admission::Bad(why) => return Err(bad(why)),
-                Admission::NotYet => {
-                    resource.watched = true;
-                    self.settled.wait(&mut map);
-                }
-                Admission::WhichFile => {
-                    let name = Arc::clone(&resource.name);
-                    let id = MutexGuard::unlocked(&mut map, || match self.place {
-                        Place::Direct => lock_file::id_at(Path::new(text)),
-                        // A lock file, or memory, is never the file that a caller has open.
-                        _ => Err(Refusal::Bad(BadRequest::OtherFile)),
-                    });
-                    wish.id = Some(id.map_err(|refusal| refused(refusal, text, || name.path()))?);
-                }
-            }
-        }
-    }
-
-    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
-        match wanted.opened {
-            Some((fd, _)) => Place::name_of_opened(&wanted.text, lock_file::path_of(fd)),
-            None if wanted.terms.auto_create && matches!(self.place, Place::Direct) => {
-                Err(BadRequest::AutoCreateInDirect)
-            }
-            None => self.place.name(&wanted.text),
-        }
-    }
-
-    /// Makes the system calls of an acquire.
-    fn take(
-        &self,
-        name: &Name,
-        wish: &Wish,
-        wanted: &Wanted<'_>,
-    ) -> Result<(Option<LockFile>, Origin), Refusal> {
-        let terms = &wanted.terms;
-        let ask = Ask {
-            mode: terms.mode,
-            range: wish.range,
-            create: terms.auto_create,
-            file_mode: self.file_mode,
-            upgradable: terms.upgradable,
-            refuse_hard_links: terms.refuse_hard_links,
-        };
-        if let Some((fd, _)) = wanted.opened {
-            let (fd, id) = lock_file::duplicate(fd)?;
-            let file = LockFile::take_opened(self.process, fd, id, &ask)?;
-            return Ok((Some(file), Origin::Opened));
-        }
-        if matches!(name.leads(), Leads::Nowhere) {
-            return Ok((None, Origin::InMemory));
-        }
-        let file = LockFile::take(name, &ask, &self.stale)?;
-        let origin = if ask.create { Origin::AutoCreated } else { Origin::Existing };
-        Ok((Some(file), origin))
-    }
-
-    /// The kernel has refused the lock: by another name the file may be held here all the same.
-    fn contended(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
-        let map = self.map.lock();
-        let mut holds = map.resources.values().filter_map(Resource::hold);
-        match holds.find(|hold| hold.file.as_ref().is_some_and(|file| file.id() == id)) {
-            Some(hold) => Busy::inside(name, asked, hold.mode, hold.owners.blockers()),
-            None => Busy::outside(name, asked),
-        }
     }
 
     /// Creates or deletes the file of a resource that nobody holds here.
@@ -623,7 +497,9 @@ impl Inner {
         let changed = change(&name);
         transition.end(None);
         changed.map_err(|refusal| match refusal {
-            Refusal::Contended(id) => ChangeError::Busy(self.contended(name, Mode::Exclusive, id)),
+            Refusal::Contended(file) => {
+                ChangeError::Busy(self.contended(name, Mode::Exclusive, file.id()))
+            }
             Refusal::Bad(why) => bad(why),
             Refusal::Moved(directory) => ChangeError::Moved(text.to_owned(), directory),
             Refusal::NotFound => {
@@ -637,29 +513,56 @@ impl Inner {
     }
 
     /// Puts an absent resource into a transition that this thread alone will end.
-    fn begin(&self, mut map: MutexGuard<'_, Map>, name: Arc<Name>, state: State) -> Transition<'_> {
-        let serial = map.next_serial;
-        map.next_serial += 1;
-        let resource = Resource { name: Arc::clone(&name), serial, state, watched: false };
+    pub(crate) fn begin(
+        &self,
+        mut map: MutexGuard<'_, Map>,
+        name: Arc<Name>,
+        state: State,
+    ) -> Transition<'_> {
+        let serial = map.next_serial();
+        let resource = Resource::new(Arc::clone(&name), serial, state);
         map.resources.insert(Key(Arc::clone(&name)), resource);
-        Transition { inner: self, name, ended: false }
+        Transition::granted(self, name)
     }
 
     /// A transition has ended, in a hold or in nothing.
-    fn settle(&self, name: &Name, hold: Option<Hold>) {
-        let mut map = self.map.lock();
-        let watched = match hold {
+    pub(crate) fn settle(&self, name: &Name, hold: Option<Hold>) {
+        self.change_state(name, |resource, rings| match hold {
             Some(hold) => {
-                let resource = map.find(name.text()).expect("only we may remove it");
                 resource.state = State::Held(hold);
-                std::mem::take(&mut resource.watched)
+                resource.let_in(rings);
+                true
             }
-            None => map.resources.remove(name.text()).is_some_and(|resource| resource.watched),
-        };
+            None => {
+                let inherited = resource.was_released();
+                resource.next(inherited, rings)
+            }
+        });
+    }
+
+    /// A conversion has ended; in the new mode, if it was granted.
+    pub(crate) fn settle_conversion(&self, name: &Name, file: LockFile, to: Mode, granted: bool) {
+        self.change_state(name, |resource, rings| {
+            resource.end_conversion(file, granted.then_some(to), rings);
+            true
+        });
+    }
+
+    /// Ends a state of a resource that is in the map, and removes it unless `change` says that it
+    /// stays. Wakes whoever waited for that.
+    fn change_state(&self, name: &Name, change: impl FnOnce(&mut Resource, &mut Rings) -> bool) {
+        let mut rings = Rings::default();
+        let mut map = self.map.lock();
+        let resource = map.find(name.text()).expect("only who ends its transition removes it");
+        let watched = std::mem::take(&mut resource.watched);
+        if !change(resource, &mut rings) {
+            map.resources.remove(name.text());
+        }
         drop(map);
         if watched {
             self.settled.notify_all();
         }
+        rings.ring();
     }
 
     /// Gives a lease's hold into the space's care.
@@ -679,8 +582,10 @@ impl Inner {
     ) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: name.text().to_owned() };
-        let last = self.map.lock().leave(name.text(), owner, care).map_err(not_held)?;
-        last.map_or(Ok(()), |hold| self.end(name, hold))
+        let mut rings = Rings::default();
+        let left = self.map.lock().leave(name.text(), owner, care, &mut rings);
+        rings.ring();
+        left.map_err(not_held)?.map_or(Ok(()), |hold| self.end(name, hold))
     }
 
     fn release_by_text(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
@@ -692,15 +597,23 @@ impl Inner {
 
     /// Ends all kept holds, of one owner or of every one.
     fn release_kept(&self, owner: Option<OwnerId>) -> Released {
-        let (holds, last) = self.map.lock().leave_kept(owner);
+        let mut rings = Rings::default();
+        let mut map = self.map.lock();
+        let (holds, last) = map.leave_kept(owner, &mut rings);
+        let waits = map.waits_of(owner);
+        drop(map);
+        rings.ring();
+        for bell in waits {
+            bell.cancel();
+        }
         let ended = last.into_iter().map(|(name, hold)| self.end(&name, hold));
         Released { holds, leftovers: ended.filter_map(Result::err).collect() }
     }
 
     /// Makes the system calls of a release, after the last owner has left.
     fn end(&self, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
-        let transition = Transition { inner: self, name: Arc::clone(name), ended: false };
-        let unlink = (hold.origin == Origin::AutoCreated).then_some(hold.mode);
+        let transition = Transition::granted(self, Arc::clone(name));
+        let unlink = acquire::unlink_of(hold.origin, hold.mode);
         let released = hold.file.map_or(Ok(()), |file| file.release(name, unlink));
         transition.end(None);
         let name = || name.text().to_owned();
@@ -777,23 +690,53 @@ impl Inner {
     }
 }
 
-/// How a wish got past the map.
-enum Admitted<'a> {
-    Joined(Arc<Name>),
-    Alone(Transition<'a>),
-}
-
 /// A transition of one resource, which the thread that has this ends; also by a panic.
-struct Transition<'a> {
+pub(crate) struct Transition<'a> {
     inner: &'a Inner,
-    name: Arc<Name>,
+    pub(crate) name: Arc<Name>,
     ended: bool,
 }
 
-impl Transition<'_> {
-    fn end(mut self, hold: Option<Hold>) {
-        self.inner.settle(&self.name, hold);
+impl<'a> Transition<'a> {
+    /// The map has given it to this thread.
+    pub(crate) fn granted(inner: &'a Inner, name: Arc<Name>) -> Self {
+        Self { inner, name, ended: false }
+    }
+
+    pub(crate) fn end(mut self, hold: Option<Hold>) {
         self.ended = true;
+        self.inner.settle(&self.name, hold);
+    }
+
+    /// What is in the way is outside of this space: tries need not wait for this to end.
+    pub(crate) fn await_others(&self) {
+        self.inner.change_state(&self.name, |resource, _| {
+            if let State::Acquiring(claim) = resource.state {
+                resource.state = State::Awaited(claim);
+            }
+            true
+        });
+    }
+
+    /// System calls are made again.
+    pub(crate) fn acquire_again(&self) {
+        if let Some(resource) = self.inner.map.lock().find(self.name.text())
+            && let State::Awaited(claim) = resource.state
+        {
+            resource.state = State::Acquiring(claim);
+        }
+    }
+
+    /// A helper ends it, when the file system answers.
+    pub(crate) fn leave_stuck(mut self) {
+        self.ended = true;
+        self.inner.change_state(&self.name, |resource, _| {
+            if let State::Acquiring(claim) | State::Awaited(claim) = resource.state {
+                let stuck_since = Some(Instant::now());
+                resource.state = State::Acquiring(Claim { stuck_since, ..claim });
+            }
+            true
+        });
     }
 }
 
@@ -806,8 +749,29 @@ impl Drop for Transition<'_> {
 }
 
 impl Map {
-    fn find(&mut self, text: &OsStr) -> Option<&mut Resource> {
+    pub(crate) fn find(&mut self, text: &OsStr) -> Option<&mut Resource> {
         self.resources.get_mut(text)
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.next_serial += 1;
+        self.next_serial
+    }
+
+    pub(crate) fn begin_wait(&mut self, owner: OwnerId, bell: &Arc<Bell>) -> u64 {
+        let number = self.next_serial();
+        self.waits.insert((owner, number), Arc::clone(bell));
+        number
+    }
+
+    pub(crate) fn end_wait(&mut self, owner: OwnerId, number: u64) {
+        self.waits.remove(&(owner, number));
+    }
+
+    /// The waits of one owner. Who drops the last handle waits for nobody.
+    fn waits_of(&self, owner: Option<OwnerId>) -> Vec<Arc<Bell>> {
+        let all = owner.map(|owner| self.waits.range((owner, 0)..=(owner, u64::MAX)));
+        all.into_iter().flatten().map(|(_, bell)| Arc::clone(bell)).collect()
     }
 
     /// Ends one hold of an owner. If it was the last of the resource, the resource is now
@@ -817,6 +781,7 @@ impl Map {
         text: &OsStr,
         owner: OwnerId,
         care: Care,
+        rings: &mut Rings,
     ) -> Result<Option<Hold>, NoSuchHold> {
         let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
         let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
@@ -824,12 +789,16 @@ impl Map {
         if care == Care::Kept && !hold.owners.has_kept(owner) {
             self.kept.remove(&(owner, resource.serial));
         }
-        Ok(resource.take_if_unowned())
+        Ok(resource.left(rings))
     }
 
     /// Ends all kept holds, of one owner or of every one: how many there were, and the resources
     /// that are now releasing.
-    fn leave_kept(&mut self, owner: Option<OwnerId>) -> (usize, Vec<(Arc<Name>, Hold)>) {
+    fn leave_kept(
+        &mut self,
+        owner: Option<OwnerId>,
+        rings: &mut Rings,
+    ) -> (usize, Vec<(Arc<Name>, Hold)>) {
         let (mut holds, mut last) = (0, Vec::new());
         let kept: Vec<_> = match owner {
             Some(owner) => {
@@ -847,7 +816,7 @@ impl Map {
             let Some(resource) = self.resources.get_mut(name.text()) else { continue };
             let State::Held(hold) = &mut resource.state else { continue };
             holds += hold.owners.remove_kept(owner) as usize;
-            last.extend(resource.take_if_unowned().map(|hold| (name, hold)));
+            last.extend(resource.left(rings).map(|hold| (name, hold)));
         }
         (holds, last)
     }
@@ -870,18 +839,5 @@ impl Map {
             self.kept.remove(&key);
         }
         Ok((Arc::clone(&resource.name), hold.mode))
-    }
-}
-
-/// A refusal as the caller sees it.
-fn refused(refusal: Refusal, text: &OsStr, path: impl FnOnce() -> PathBuf) -> AcquireError {
-    let name = text.to_owned();
-    match refusal {
-        Refusal::NotFound => AcquireError::NotFound { name, path: path() },
-        Refusal::Bad(why) => AcquireError::Bad { name, why },
-        Refusal::Moved(directory) => AcquireError::Moved { name, directory },
-        Refusal::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
-        Refusal::Io(error) => AcquireError::Io(error),
-        Refusal::Contended(_) => unreachable!("told by who knows the holds"),
     }
 }

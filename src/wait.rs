@@ -1,10 +1,48 @@
-//! How long a caller is willing to wait.
+//! How long a caller is willing to wait, and the bell that wakes it.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 /// How long an acquire may take. It is always written out, so that the line that acquires tells
 /// whether it blocks.
-#[derive(Clone, Copy, Debug)]
+///
+/// A deadline covers everything: resolving a path, opening, locking. It is never early. A wait
+/// makes the system calls that could hang on a helper thread, so it costs two thread switches
+/// more than a try does.
+///
+/// ```
+/// use lockspace::{AcquireError, LockSpace, Naming, OwnerId, Request, Wait};
+/// use std::time::Duration;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let space = LockSpace::open(Naming::in_memory())?;
+/// let _lease = space.acquire(OwnerId::new(1), Request::exclusive("a"), Wait::NO)?;
+///
+/// let wait = Wait::within(Duration::from_millis(20));
+/// let refused = space.acquire(OwnerId::new(2), Request::exclusive("a"), wait);
+/// let Err(AcquireError::Busy(busy)) = refused else { panic!("granted twice") };
+/// assert!(busy.waited() >= Duration::from_millis(20));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
 #[must_use = "a `Wait` does nothing until it is given to `LockSpace::acquire`"]
-pub struct Wait(());
+pub struct Wait {
+    limit: Limit,
+    cancel: Option<Cancel>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    No,
+    Until(Instant),
+    Forever,
+}
 
 impl Wait {
     /// Not at all: what is held is refused at once.
@@ -12,5 +50,257 @@ impl Wait {
     /// A try makes its system calls itself, so it may block as long as the file system does, and
     /// it waits for another thread of this process that is just making them for the same
     /// resource.
-    pub const NO: Self = Self(());
+    pub const NO: Self = Self { limit: Limit::No, cancel: None };
+
+    /// As long as it takes.
+    pub const FOREVER: Self = Self { limit: Limit::Forever, cancel: None };
+
+    /// This long, from now on. A time that no clock reaches is for ever.
+    ///
+    /// Mirrors the timeout, in whole seconds, of LXC's `lxclock`.
+    pub fn within(time: Duration) -> Self {
+        let limit = Instant::now().checked_add(time).map_or(Limit::Forever, Limit::Until);
+        Self { limit, cancel: None }
+    }
+
+    /// Until this moment. One that has passed tries once.
+    pub fn until(moment: Instant) -> Self {
+        Self { limit: Limit::Until(moment), cancel: None }
+    }
+
+    /// The same, unless it is cancelled before.
+    pub fn unless(self, cancel: &Cancel) -> Self {
+        Self { cancel: Some(cancel.clone()), ..self }
+    }
+}
+
+/// Ends waits from another thread. Clones are the same.
+///
+/// It stays cancelled: a wait that begins later ends at once.
+///
+/// ```
+/// use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let space = LockSpace::open(Naming::in_memory())?;
+/// let _lease = space.acquire(OwnerId::new(1), Request::exclusive("a"), Wait::NO)?;
+///
+/// let cancel = Cancel::new();
+/// std::thread::scope(|scope| {
+///     let wait = Wait::FOREVER.unless(&cancel);
+///     let space = &space;
+///     let waiter =
+///         scope.spawn(move || space.acquire(OwnerId::new(2), Request::exclusive("a"), wait));
+///     cancel.cancel();
+///     let ended = waiter.join().unwrap();
+///     assert!(matches!(ended, Err(AcquireError::Cancelled { .. })));
+/// });
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Default)]
+pub struct Cancel(Arc<Cancelling>);
+
+#[derive(Default)]
+struct Cancelling {
+    cancelled: AtomicBool,
+    waiting: Mutex<Vec<Arc<Bell>>>,
+}
+
+impl Cancel {
+    /// Nothing is cancelled yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends every wait that was made with this, now and later. Does not block, but takes a mutex:
+    /// not for signal handlers.
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::SeqCst);
+        for bell in std::mem::take(&mut *self.0.waiting.lock()) {
+            bell.cancel();
+        }
+    }
+
+    /// Whether [`cancel`](Self::cancel) was called.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// Cancels when what this returns is dropped, such as with the future that waits.
+    pub fn on_drop(self) -> CancelOnDrop {
+        CancelOnDrop(self)
+    }
+
+    fn register(&self, bell: &Arc<Bell>) {
+        self.0.waiting.lock().push(Arc::clone(bell));
+        // It may have been cancelled just before; then nobody else will ring.
+        if self.is_cancelled() {
+            bell.cancel();
+        }
+    }
+
+    fn unregister(&self, bell: &Arc<Bell>) {
+        let mut waiting = self.0.waiting.lock();
+        if let Some(at) = waiting.iter().position(|other| Arc::ptr_eq(other, bell)) {
+            waiting.swap_remove(at);
+        }
+    }
+}
+
+impl fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Cancel").field(&self.is_cancelled()).finish()
+    }
+}
+
+/// Cancels when it is dropped; see [`Cancel::on_drop`].
+#[derive(Debug)]
+#[must_use = "it cancels when it is dropped, so it must have a name"]
+pub struct CancelOnDrop(Cancel);
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// One call's wait: since when, until when, and the bell that others ring.
+pub(crate) struct Patience {
+    pub(crate) bell: Arc<Bell>,
+    started: Instant,
+    limit: Limit,
+    cancel: Option<Cancel>,
+}
+
+/// A wait has ended without what was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Over {
+    Deadline,
+    Cancelled,
+}
+
+impl Patience {
+    /// `None` if the caller does not wait at all.
+    pub(crate) fn of(wait: Wait) -> Option<Self> {
+        if wait.limit == Limit::No && wait.cancel.is_none() {
+            return None;
+        }
+        let bell = Arc::new(Bell::default());
+        if let Some(cancel) = &wait.cancel {
+            cancel.register(&bell);
+        }
+        Some(Self { bell, started: Instant::now(), limit: wait.limit, cancel: wait.cancel })
+    }
+
+    /// How long it has lasted.
+    pub(crate) fn waited(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The deadline, if there is one.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        match self.limit {
+            Limit::No => Some(self.started),
+            Limit::Until(moment) => Some(moment),
+            Limit::Forever => None,
+        }
+    }
+
+    /// The deadline, or `pause` from now, whichever comes first.
+    pub(crate) fn until_or_in(&self, pause: Duration) -> Instant {
+        let soon = Instant::now() + pause;
+        self.until().map_or(soon, |until| until.min(soon))
+    }
+
+    /// Whether the wait has to end.
+    pub(crate) fn over(&self) -> Option<Over> {
+        if self.bell.is_cancelled() {
+            return Some(Over::Cancelled);
+        }
+        self.until().is_some_and(|until| Instant::now() >= until).then_some(Over::Deadline)
+    }
+}
+
+impl Drop for Patience {
+    fn drop(&mut self) {
+        if let Some(cancel) = &self.cancel {
+            cancel.unregister(&self.bell);
+        }
+    }
+}
+
+/// Wakes one waiting thread, however it sleeps.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: Mutex<Rung>,
+    ringing: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Rung {
+    /// Something is to be looked at.
+    nudged: bool,
+    /// The wait has to end. This stays.
+    cancelled: bool,
+    /// The thread sleeps in `poll`, and this eventfd wakes it.
+    alarm: Option<Arc<OwnedFd>>,
+}
+
+impl Bell {
+    /// There is something to look at.
+    pub(crate) fn ring(&self) {
+        self.change(|rung| rung.nudged = true);
+    }
+
+    /// The wait has to end.
+    pub(crate) fn cancel(&self) {
+        self.change(|rung| rung.cancelled = true);
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.rung.lock().cancelled
+    }
+
+    /// Sleeps until it is rung, or until `until`.
+    pub(crate) fn sleep(&self, until: Option<Instant>) {
+        let mut rung = self.rung.lock();
+        while !rung.nudged && !rung.cancelled {
+            match until {
+                None => self.ringing.wait(&mut rung),
+                Some(until) if self.ringing.wait_until(&mut rung, until).timed_out() => break,
+                Some(_) => {}
+            }
+        }
+        rung.nudged = false;
+    }
+
+    /// From now on this eventfd is written to as well; `false` if it was rung already.
+    pub(crate) fn set_alarm(&self, alarm: &Arc<OwnedFd>) -> bool {
+        let mut rung = self.rung.lock();
+        if std::mem::take(&mut rung.nudged) || rung.cancelled {
+            return false;
+        }
+        rung.alarm = Some(Arc::clone(alarm));
+        true
+    }
+
+    /// The eventfd goes its own way again.
+    pub(crate) fn take_alarm(&self) {
+        let mut rung = self.rung.lock();
+        rung.alarm = None;
+        rung.nudged = false;
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Rung)) {
+        let mut rung = self.rung.lock();
+        change(&mut rung);
+        match &rung.alarm {
+            // Eight bytes, as an eventfd takes them. Full means that it rings already.
+            Some(alarm) => drop(rustix::io::write(&**alarm, &1_u64.to_ne_bytes())),
+            None => drop(self.ringing.notify_one()),
+        }
+    }
 }

@@ -1,0 +1,1047 @@
+//! How a wish becomes a hold: at once, after a wait, or together with others.
+//!
+//! A wish first asks the map. Where the resource is free, the asking thread alone makes the
+//! system calls: it has the resource's [`Transition`]. A try that is refused is over. A wait
+//! queues in the resource until its turn comes, and then, being the only one of this process that
+//! may, deals with whoever holds the file elsewhere.
+
+use std::borrow::Cow;
+use std::collections::hash_map::RandomState;
+use std::ffi::OsStr;
+use std::hash::BuildHasher;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::MutexGuard;
+
+use crate::directory::FileId;
+use crate::error::{AcquireError, BadRequest, Busy, IoError};
+use crate::helper::{Lane, Late};
+use crate::lease::{Lease, Leases};
+use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
+use crate::name::{Leads, Means, Name, Place, Target};
+use crate::request::{Mode, OwnerId, Request, Terms};
+use crate::resource::{
+    Admission, Claim, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings, State,
+    Waiter, Wish,
+};
+use crate::space::{Inner, Transition};
+use crate::wait::{Over, Patience, Wait};
+
+/// How long a waiter leaves the file to other processes after its own process has passed the lock
+/// on for a while. A waiter elsewhere wakes in a tenth of that.
+const COURTESY: Duration = Duration::from_millis(1);
+
+/// A request whose name is known.
+pub(crate) struct Wanted<'a> {
+    pub(crate) text: Cow<'a, OsStr>,
+    pub(crate) opened: Option<(BorrowedFd<'a>, FileId)>,
+    /// The image that the name was resolved from, where it is one.
+    image: Option<FileId>,
+    terms: Terms,
+}
+
+impl<'a> Wanted<'a> {
+    /// Finds the name, with system calls where the target needs them.
+    pub(crate) fn new(
+        inner: &Inner,
+        target: &'a Target<'a>,
+        terms: Terms,
+    ) -> Result<Self, AcquireError> {
+        match Look::at(inner, target, terms)? {
+            None => Ok(Self::of(target, terms, None)),
+            Some(look) => Self::found(target, terms, look.run()),
+        }
+    }
+
+    /// The same, by a helper: whoever waits must not hang.
+    fn patiently(
+        inner: &Inner,
+        target: &'a Target<'a>,
+        terms: Terms,
+        patience: &Patience,
+    ) -> Result<Self, AcquireError> {
+        let Some(look) = Look::at(inner, target, terms)? else {
+            return Ok(Self::of(target, terms, None));
+        };
+        let (text, path) = (target.text(), target.path());
+        let looked = inner.process.helpers.run(look.lane(), patience, move || look.run(), drop);
+        Self::found(target, terms, in_time(looked, text, path, patience)?)
+    }
+
+    fn found(
+        target: &'a Target<'a>,
+        terms: Terms,
+        found: Result<Found, Refusal>,
+    ) -> Result<Self, AcquireError> {
+        match found {
+            Ok(found) => Ok(Self::of(target, terms, Some(found))),
+            Err(refusal) => Err(refused(refusal, target.text(), || target.path().to_owned())),
+        }
+    }
+
+    fn of(target: &'a Target<'a>, terms: Terms, found: Option<Found>) -> Self {
+        let text = Cow::Borrowed(target.text());
+        match (found, &target.0) {
+            (Some(Found::Image(text, id)), _) => Self {
+                text: Cow::Owned(text.into_os_string()),
+                opened: None,
+                image: Some(id),
+                terms,
+            },
+            (Some(Found::Opened(id)), Means::Opened(_, fd)) => {
+                Self { text, opened: Some((*fd, id)), image: None, terms }
+            }
+            _ => Self { text, opened: None, image: None, terms },
+        }
+    }
+
+    fn wish(&self, inner: &Inner, owner: OwnerId) -> Wish {
+        Wish {
+            owner,
+            mode: self.terms.mode,
+            range: self.terms.range.unwrap_or(inner.range),
+            id: self.opened.map(|(_, id)| id),
+            opened: self.opened.is_some(),
+            auto_create: self.terms.auto_create,
+        }
+    }
+}
+
+/// The system calls that a target needs before anything can be asked, for whichever thread makes
+/// them.
+enum Look {
+    /// Where an image really is.
+    Image(PathBuf, bool),
+    /// Which file a caller's descriptor is open on.
+    Opened(OwnedFd, bool),
+    /// Whether a file has other names.
+    Links(PathBuf),
+}
+
+enum Found {
+    Image(PathBuf, FileId),
+    Opened(FileId),
+    OneName,
+}
+
+impl Look {
+    /// `None` for a name that needs none.
+    fn at(inner: &Inner, target: &Target<'_>, terms: Terms) -> Result<Option<Self>, AcquireError> {
+        let direct = matches!(inner.place, Place::Direct);
+        if direct && terms.auto_create && !matches!(target.0, Means::Opened(..)) {
+            let (name, why) = (target.text().to_owned(), BadRequest::AutoCreateInDirect);
+            return Err(AcquireError::Bad { name, why });
+        }
+        let links = terms.refuse_hard_links;
+        Ok(match &target.0 {
+            Means::Image(path) => Some(Self::Image(path.to_path_buf(), links)),
+            Means::Opened(_, fd) => {
+                let fd = lock_file::duplicate(*fd);
+                let fd = fd.map_err(|why| refused(why, target.text(), PathBuf::new))?;
+                Some(Self::Opened(fd, links))
+            }
+            // Also where it only joins, which opens nothing.
+            Means::Name(name) if direct && links => Some(Self::Links(PathBuf::from(name))),
+            Means::Name(_) => None,
+        })
+    }
+
+    fn lane(&self) -> Lane {
+        match self {
+            Self::Image(path, _) | Self::Links(path) => lane_of_path(path),
+            Self::Opened(fd, _) => Lane::Mount(lock_file::mount_of(fd.as_fd())),
+        }
+    }
+
+    fn run(self) -> Result<Found, Refusal> {
+        match self {
+            Self::Image(path, links) => {
+                lock_file::resolve_image(&path, links).map(|(path, id)| Found::Image(path, id))
+            }
+            Self::Opened(fd, links) => lock_file::id_of(fd.as_fd(), links).map(Found::Opened),
+            Self::Links(path) => lock_file::refuse_hard_links(&path).map(|()| Found::OneName),
+        }
+    }
+}
+
+/// The system calls of an acquire, for whichever thread makes them.
+struct Attempt {
+    name: Arc<Name>,
+    ask: Ask,
+    opened: Option<(OwnedFd, FileId)>,
+}
+
+/// What an attempt has brought: the file, or none in memory.
+type Taken = (Option<LockFile>, Origin);
+
+impl Attempt {
+    fn new(inner: &Inner, name: &Arc<Name>, wanted: &Wanted<'_>) -> Result<Self, Refusal> {
+        let terms = &wanted.terms;
+        let ask = Ask {
+            mode: terms.mode,
+            range: terms.range.unwrap_or(inner.range),
+            create: terms.auto_create,
+            file_mode: inner.file_mode,
+            upgradable: terms.upgradable,
+            refuse_hard_links: terms.refuse_hard_links,
+        };
+        let opened = match wanted.opened {
+            Some((fd, id)) => Some((lock_file::duplicate(fd)?, id)),
+            None => None,
+        };
+        Ok(Self { name: Arc::clone(name), ask, opened })
+    }
+
+    fn is_in_memory(&self) -> bool {
+        self.opened.is_none() && matches!(self.name.leads(), Leads::Nowhere)
+    }
+
+    fn run(self, inner: &Inner) -> Result<Taken, Refusal> {
+        if self.is_in_memory() {
+            return Ok((None, Origin::InMemory));
+        }
+        if let Some((fd, id)) = self.opened {
+            let file = LockFile::take_opened(inner.process, fd, id, &self.ask)?;
+            return Ok((Some(file), Origin::Opened));
+        }
+        let file = LockFile::take(&self.name, &self.ask, &inner.stale)?;
+        Ok((Some(file), origin(self.ask.create)))
+    }
+}
+
+fn origin(auto_create: bool) -> Origin {
+    if auto_create { Origin::AutoCreated } else { Origin::Existing }
+}
+
+/// How a wish got past the map.
+enum Admitted<'a> {
+    Joined(Arc<Name>),
+    Alone(Transition<'a>),
+    Queued(Arc<Name>),
+}
+
+impl Inner {
+    /// One request.
+    pub(crate) fn acquire(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        request: &Request<'_>,
+        wait: Wait,
+    ) -> Result<Lease, AcquireError> {
+        self.check()?;
+        match Patience::of(wait) {
+            None => {
+                let wanted = Wanted::new(self, &request.target, request.terms)?;
+                self.try_now(owner, &wanted)
+            }
+            Some(patience) => self.as_wait_of(owner, &patience, || {
+                let terms = request.terms;
+                let wanted = Wanted::patiently(self, &request.target, terms, &patience)?;
+                self.wait_for(owner, &wanted, &patience, Refused::Waits)
+            }),
+        }
+    }
+
+    /// A try: makes its system calls itself, and is refused at once.
+    fn try_now(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        wanted: &Wanted<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let wish = wanted.wish(self, owner);
+        let transition = match self.admit(wish, wanted, None)? {
+            Admitted::Joined(name) => return Ok(self.lease(&name, &wish)),
+            Admitted::Alone(transition) => transition,
+            Admitted::Queued(_) => unreachable!("a try does not wait"),
+        };
+        let name = Arc::clone(&transition.name);
+        let attempt = Attempt::new(self, &name, wanted);
+        match attempt.and_then(|attempt| attempt.run(self)) {
+            Ok(taken) => Ok(self.granted(transition, &wish, taken)),
+            Err(Refusal::Contended(file)) => {
+                let id = file.id();
+                drop(file);
+                transition.end(None);
+                Err(AcquireError::Busy(self.contended(name, wish.mode, id)))
+            }
+            Err(refusal) => {
+                transition.end(None);
+                Err(refused(refusal, name.text(), || name.path()))
+            }
+        }
+    }
+
+    fn lease(self: &Arc<Self>, name: &Arc<Name>, wish: &Wish) -> Lease {
+        Lease::new(Arc::clone(self), Arc::clone(name), wish.owner, wish.mode)
+    }
+
+    /// The transition ends in a hold.
+    fn granted(
+        self: &Arc<Self>,
+        transition: Transition<'_>,
+        wish: &Wish,
+        (file, origin): Taken,
+    ) -> Lease {
+        let lease = self.lease(&transition.name, wish);
+        let owners = Owners::one(wish.owner);
+        transition.end(Some(Hold { file, mode: wish.mode, range: wish.range, origin, owners }));
+        lease
+    }
+
+    /// Joins the resource, or makes it ours alone to acquire, or puts `waiter` into its queue.
+    fn admit(
+        &self,
+        mut wish: Wish,
+        wanted: &Wanted<'_>,
+        waiter: Option<(&Arc<Waiter>, &Patience)>,
+    ) -> Result<Admitted<'_>, AcquireError> {
+        let text = &*wanted.text;
+        let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
+        let mut made = None;
+        let mut map = self.map.lock();
+        loop {
+            let Some(resource) = map.find(text) else {
+                // A name costs a hash and an allocation: not under the mutex.
+                if let Some(name) = made.take() {
+                    let Wish { owner, mode, .. } = wish;
+                    let claim = State::Acquiring(Claim { owner, mode, stuck_since: None });
+                    return Ok(Admitted::Alone(self.begin(map, name, claim)));
+                }
+                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
+                made = Some(name.map_err(bad)?);
+                continue;
+            };
+            let admission = resource.admit(&wish);
+            match (admission, waiter) {
+                (Admission::Joined, _) => return Ok(Admitted::Joined(Arc::clone(&resource.name))),
+                (Admission::Bad(why), _) => return Err(bad(why)),
+                (Admission::WhichFile, waiter) => {
+                    let name = Arc::clone(&resource.name);
+                    let id = MutexGuard::unlocked(&mut map, || {
+                        self.which_file(&name, waiter.map(|(_, patience)| patience))
+                    });
+                    wish.id = Some(id?);
+                }
+                (_, Some((waiter, _))) => {
+                    if resource.would_wait_for_itself(&wish) {
+                        return Err(AcquireError::Deadlock { name: text.to_owned() });
+                    }
+                    resource.enqueue(wish, Arc::clone(waiter));
+                    return Ok(Admitted::Queued(Arc::clone(&resource.name)));
+                }
+                (_, None) if resource.stuck_since().is_some() => {
+                    return Err(stuck(resource));
+                }
+                (Admission::NotYet, None) => {
+                    resource.watched = true;
+                    self.settled.wait(&mut map);
+                }
+                (Admission::Refused(held, owners), None) => {
+                    let name = Arc::clone(&resource.name);
+                    return Err(AcquireError::Busy(Busy::inside(name, wish.mode, held, owners)));
+                }
+                (Admission::RefusedOutside, None) => {
+                    let name = Arc::clone(&resource.name);
+                    return Err(AcquireError::Busy(Busy::outside(name, wish.mode)));
+                }
+            }
+        }
+    }
+
+    /// A name means one file by its path and perhaps another by a caller's descriptor: which is
+    /// it by its path?
+    fn which_file(
+        &self,
+        name: &Arc<Name>,
+        patience: Option<&Patience>,
+    ) -> Result<FileId, AcquireError> {
+        let text = name.text();
+        if !matches!(self.place, Place::Direct) {
+            // A lock file, or memory, is never the file that a caller has open.
+            let why = BadRequest::OtherFile;
+            return Err(AcquireError::Bad { name: text.to_owned(), why });
+        }
+        let path = PathBuf::from(text);
+        let id = match patience {
+            None => lock_file::id_at(&path),
+            Some(patience) => {
+                let lane = lane_of_path(&path);
+                let path_of_helper = path.clone();
+                let look = move || lock_file::id_at(&path_of_helper);
+                let looked = self.process.helpers.run(lane, patience, look, drop);
+                in_time(looked, text, &path, patience)?
+            }
+        };
+        id.map_err(|refusal| refused(refusal, text, || path))
+    }
+
+    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
+        match wanted.opened {
+            Some((fd, _)) => Place::name_of_opened(&wanted.text, lock_file::path_of(fd)),
+            None => self.place.name(&wanted.text),
+        }
+    }
+
+    /// The kernel has refused the lock: by another name the file may be held here all the same.
+    pub(crate) fn contended(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
+        let map = self.map.lock();
+        // A shared hold of its own is not what a conversion meets.
+        let others = map.resources.values().filter(|resource| !Arc::ptr_eq(&resource.name, &name));
+        let mut holds = others.filter_map(Resource::hold);
+        let busy = match holds.find(|hold| hold.file.as_ref().is_some_and(|file| file.id() == id)) {
+            Some(hold) => Busy::inside(name, asked, hold.mode, hold.owners.blockers()),
+            None => Busy::outside(name, asked),
+        };
+        busy.on(id)
+    }
+}
+
+/// What a wait does where it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refused {
+    /// It waits.
+    Waits,
+    /// It is over: only its system calls are waited for.
+    Ends,
+}
+
+/// Waiting.
+impl Inner {
+    /// Lets [`LockSpace::release_owner`](crate::LockSpace::release_owner) find this wait.
+    fn as_wait_of<T>(
+        &self,
+        owner: OwnerId,
+        patience: &Patience,
+        wait: impl FnOnce() -> Result<T, AcquireError>,
+    ) -> Result<T, AcquireError> {
+        let number = self.map.lock().begin_wait(owner, &patience.bell);
+        let result = wait();
+        self.map.lock().end_wait(owner, number);
+        result
+    }
+
+    fn wait_for(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        wanted: &Wanted<'_>,
+        patience: &Patience,
+        refused: Refused,
+    ) -> Result<Lease, AcquireError> {
+        let wish = wanted.wish(self, owner);
+        let waiter = Waiter::new(&patience.bell);
+        loop {
+            if patience.over() == Some(Over::Cancelled) {
+                return Err(cancelled(&wanted.text, patience));
+            }
+            let queue = (refused == Refused::Waits).then_some((&waiter, patience));
+            match self.admit(wish, wanted, queue) {
+                Ok(Admitted::Joined(name)) => return Ok(self.lease(&name, &wish)),
+                Ok(Admitted::Alone(transition)) => {
+                    let inherited = Inherited::Nothing;
+                    return self.head(transition, inherited, &wish, wanted, patience, refused);
+                }
+                Ok(Admitted::Queued(name)) => match self
+                    .in_queue(&name, &waiter, patience, wish.mode)?
+                {
+                    Grant::Joined => return Ok(self.lease(&name, &wish)),
+                    Grant::Acquire(inherited) => {
+                        let transition = Transition::granted(self, name);
+                        return self.head(transition, inherited, &wish, wanted, patience, refused);
+                    }
+                    Grant::Bad(why) => {
+                        return Err(AcquireError::Bad { name: name.text().to_owned(), why });
+                    }
+                    Grant::Again => {}
+                },
+                Err(AcquireError::Busy(busy)) => {
+                    return Err(AcquireError::Busy(busy.after(patience.waited())));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Sleeps in the queue until it is granted something.
+    fn in_queue(
+        &self,
+        name: &Arc<Name>,
+        waiter: &Arc<Waiter>,
+        patience: &Patience,
+        asked: Mode,
+    ) -> Result<Grant, AcquireError> {
+        loop {
+            let over = patience.over();
+            if let Some(grant) = waiter.take_grant() {
+                return Ok(grant);
+            }
+            if let Some(over) = over {
+                return self.leave_queue(name, waiter, patience, asked, over);
+            }
+            patience.bell.sleep(patience.until());
+        }
+    }
+
+    /// The wait is over, unless it was granted something at the last moment.
+    fn leave_queue(
+        &self,
+        name: &Arc<Name>,
+        waiter: &Arc<Waiter>,
+        patience: &Patience,
+        asked: Mode,
+        over: Over,
+    ) -> Result<Grant, AcquireError> {
+        let mut rings = Rings::default();
+        let mut map = self.map.lock();
+        if let Some(grant) = waiter.take_grant() {
+            return Ok(grant);
+        }
+        let resource = map.find(name.text()).expect("it is in the map while somebody waits");
+        resource.dequeue(waiter, &mut rings);
+        let error = match over {
+            Over::Cancelled => cancelled(name.text(), patience),
+            Over::Deadline if resource.stuck_since().is_some() => AcquireError::Stuck {
+                name: name.text().to_owned(),
+                path: name.path(),
+                waited: patience.waited(),
+            },
+            Over::Deadline => {
+                let name = Arc::clone(&resource.name);
+                let busy = match resource.blockers() {
+                    Some((held, owners)) if !matches!(resource.state, State::Awaited(_)) => {
+                        Busy::inside(name, asked, held, owners)
+                    }
+                    _ => Busy::outside(name, asked),
+                };
+                AcquireError::Busy(busy.after(patience.waited()))
+            }
+        };
+        drop(map);
+        rings.ring();
+        Err(error)
+    }
+
+    /// The resource is this wait's to acquire; what is in the way now is outside of this space.
+    fn head(
+        self: &Arc<Self>,
+        transition: Transition<'_>,
+        inherited: Inherited,
+        wish: &Wish,
+        wanted: &Wanted<'_>,
+        patience: &Patience,
+        refused: Refused,
+    ) -> Result<Lease, AcquireError> {
+        let name = Arc::clone(&transition.name);
+        let lane = self.lane(&name, wanted);
+        let head = Head { inner: self, name: &name, wish, lane, patience };
+        match inherited {
+            Inherited::File(file, held, origin) => match head.inherit(file, held, origin) {
+                Turn::Got(taken) => return Ok(self.granted(transition, wish, taken)),
+                Turn::Again => {}
+                Turn::Failed(end) => return Err(end.of(transition)),
+            },
+            Inherited::Released => {
+                transition.await_others();
+                patience.bell.sleep(Some(patience.until_or_in(COURTESY)));
+            }
+            Inherited::Nothing => {}
+        }
+        loop {
+            transition.acquire_again();
+            let file = match head.attempt(wanted) {
+                Ok(Ok(taken)) => return Ok(self.granted(transition, wish, taken)),
+                Ok(Err(contended)) => contended,
+                Err(end) => return Err(end.of(transition)),
+            };
+            if refused == Refused::Ends {
+                return Err(head.busy(&file).of(transition));
+            }
+            transition.await_others();
+            match head.watch(file) {
+                Turn::Got(taken) => return Ok(self.granted(transition, wish, taken)),
+                Turn::Again => {}
+                Turn::Failed(end) => return Err(end.of(transition)),
+            }
+        }
+    }
+
+    fn lane(&self, name: &Name, wanted: &Wanted<'_>) -> Lane {
+        match (wanted.opened, name.leads()) {
+            (Some((fd, _)), _) => Lane::Mount(lock_file::mount_of(fd)),
+            (None, Leads::In(directory, _)) => Lane::Device(directory.device()),
+            (None, Leads::To(path)) => lane_of_path(path),
+            (None, Leads::Nowhere) => Lane::Device(0),
+        }
+    }
+}
+
+/// Several at once.
+impl Inner {
+    /// All requests or none. Never holds and waits: what is refused is waited for with nothing
+    /// held, and then comes first.
+    pub(crate) fn acquire_all(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        requests: &[Request<'_>],
+        wait: Wait,
+    ) -> Result<Leases, AcquireError> {
+        self.check()?;
+        let Some(patience) = Patience::of(wait) else {
+            let wanted =
+                requests.iter().map(|request| Wanted::new(self, &request.target, request.terms));
+            let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
+            check_named_once(&wanted)?;
+            return self.try_all(&wanted, None, |wanted| self.try_now(owner, wanted));
+        };
+        self.as_wait_of(owner, &patience, || {
+            let wanted = requests
+                .iter()
+                .map(|request| Wanted::patiently(self, &request.target, request.terms, &patience));
+            let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
+            check_named_once(&wanted)?;
+            let mut first = None;
+            let mut rounds = 0;
+            loop {
+                let mut lead = None;
+                if let Some(index) = first {
+                    let wanted: &Wanted<'_> = &wanted[index];
+                    lead = Some((index, self.wait_for(owner, wanted, &patience, Refused::Waits)?));
+                }
+                let done = self.try_all(&wanted, lead, |wanted| {
+                    self.wait_for(owner, wanted, &patience, Refused::Ends)
+                });
+                let Err(AcquireError::Busy(busy)) = done else { return done };
+                first = wanted.iter().position(|wanted| &*wanted.text == busy.name());
+                let over = patience.over();
+                if first.is_none() || over == Some(Over::Deadline) {
+                    return Err(AcquireError::Busy(busy.after(patience.waited())));
+                }
+                // Two that ask for the same in opposite orders must not step aside in step.
+                rounds += 1;
+                let most = COURTESY.as_micros() as u64 * rounds.min(8);
+                let pause = Duration::from_micros(RandomState::new().hash_one(rounds) % most);
+                if rounds > 1 {
+                    patience.bell.sleep(Some(patience.until_or_in(pause)));
+                }
+            }
+        })
+    }
+
+    /// One round: each request but the one that `lead` holds already is tried in order.
+    fn try_all(
+        &self,
+        wanted: &[Wanted<'_>],
+        lead: Option<(usize, Lease)>,
+        mut acquire: impl FnMut(&Wanted<'_>) -> Result<Lease, AcquireError>,
+    ) -> Result<Leases, AcquireError> {
+        let mut taken: Vec<Option<Lease>> = wanted.iter().map(|_| None).collect();
+        if let Some((index, lease)) = lead {
+            taken[index] = Some(lease);
+        }
+        let mut files: Vec<(FileId, usize)> = Vec::new();
+        let lead = taken.iter().position(Option::is_some);
+        for index in lead.into_iter().chain((0..wanted.len()).filter(|index| Some(*index) != lead))
+        {
+            if taken[index].is_none() {
+                match acquire(&wanted[index]) {
+                    Ok(lease) => taken[index] = Some(lease),
+                    Err(AcquireError::Busy(busy)) => {
+                        // Perhaps by another name of what this call itself has just taken.
+                        let twin = files.iter().find(|(other, _)| Some(*other) == busy.file());
+                        return Err(match twin {
+                            Some(&(_, twin)) => named_twice(&wanted[index], &wanted[twin]),
+                            None => AcquireError::Busy(busy),
+                        });
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            let lease = taken[index].as_ref().expect("it was taken just now");
+            if let Some(id) = self.id_of(lease.name()) {
+                if let Some(&(_, twin)) = files.iter().find(|(other, _)| *other == id) {
+                    return Err(named_twice(&wanted[index], &wanted[twin]));
+                }
+                files.push((id, index));
+            }
+        }
+        Ok(Leases::new(taken.into_iter().flatten().collect()))
+    }
+
+    /// Which file a resource is held on.
+    fn id_of(&self, text: &OsStr) -> Option<FileId> {
+        let mut map = self.map.lock();
+        map.find(text)?.hold()?.file.as_ref().map(LockFile::id)
+    }
+}
+
+/// One request must not name a resource, or an image, twice: it would wait for itself, or hold
+/// what is one disk for two.
+fn check_named_once(wanted: &[Wanted<'_>]) -> Result<(), AcquireError> {
+    for (index, one) in wanted.iter().enumerate() {
+        let same = |other: &&Wanted<'_>| {
+            let file = |wanted: &Wanted<'_>| wanted.image.or(wanted.opened.map(|(_, id)| id));
+            other.text == one.text || (file(one).is_some() && file(other) == file(one))
+        };
+        if let Some(other) = wanted[..index].iter().find(same) {
+            return Err(named_twice(one, other));
+        }
+    }
+    Ok(())
+}
+
+fn named_twice(one: &Wanted<'_>, other: &Wanted<'_>) -> AcquireError {
+    let why = BadRequest::Twice { other: other.text.to_os_string() };
+    AcquireError::Bad { name: one.text.to_os_string(), why }
+}
+
+/// Changing the mode of a lease.
+impl Inner {
+    /// Makes the only hold of a shared resource exclusive. What is held stays held throughout.
+    pub(crate) fn upgrade(
+        &self,
+        name: &Arc<Name>,
+        owner: OwnerId,
+        wait: Wait,
+    ) -> Result<(), AcquireError> {
+        self.check()?;
+        let patience = Patience::of(wait);
+        let Err(busy) = self.convert(name, owner, Mode::Exclusive)? else { return Ok(()) };
+        let Some(patience) = patience else { return Err(AcquireError::Busy(busy)) };
+        self.as_wait_of(owner, &patience, || self.wait_to_upgrade(name, owner, &patience))
+    }
+
+    fn wait_to_upgrade(
+        &self,
+        name: &Arc<Name>,
+        owner: OwnerId,
+        patience: &Patience,
+    ) -> Result<(), AcquireError> {
+        let waiter = Waiter::new(&patience.bell);
+        {
+            let mut map = self.map.lock();
+            let resource = map.find(name.text()).expect("a lease has its hold");
+            // Another of its own holds would never leave, nor another who waits for this one.
+            let alone = resource.hold().is_some_and(|hold| hold.owners.count(owner) == 1);
+            if !alone || !resource.enqueue_upgrade(owner, Arc::clone(&waiter)) {
+                return Err(AcquireError::Deadlock { name: name.text().to_owned() });
+            }
+        }
+        let mut watch = None;
+        let upgraded = loop {
+            let busy = match self.convert(name, owner, Mode::Exclusive) {
+                Ok(Ok(())) => break Ok(()),
+                Ok(Err(busy)) => busy,
+                Err(error) => break Err(error),
+            };
+            match patience.over() {
+                Some(Over::Deadline) => {
+                    break Err(AcquireError::Busy(busy.after(patience.waited())));
+                }
+                Some(Over::Cancelled) => break Err(cancelled(name.text(), patience)),
+                None => {}
+            }
+            match self.number_if_held_outside(name, &busy) {
+                Some(number) => {
+                    watch.get_or_insert_with(|| self.process.watchers.watch(number)).sleep(patience)
+                }
+                None => patience.bell.sleep(patience.until()),
+            }
+        };
+        let mut rings = Rings::default();
+        if let Some(resource) = self.map.lock().find(name.text()) {
+            resource.dequeue(&waiter, &mut rings);
+        }
+        rings.ring();
+        upgraded
+    }
+
+    /// The descriptor to watch, where who is in the way is not in this space.
+    fn number_if_held_outside(&self, name: &Name, busy: &Busy) -> Option<RawFd> {
+        let mut map = self.map.lock();
+        let file = map.find(name.text())?.hold()?.file.as_ref()?;
+        busy.held().is_none().then(|| file.number())
+    }
+
+    /// Tries to hold it in another mode. A conversion that is refused changes nothing.
+    ///
+    /// The one system call, on a descriptor that is open, is made here even for a wait: only on
+    /// a network file system can it block, as a release can.
+    pub(crate) fn convert(
+        &self,
+        name: &Arc<Name>,
+        owner: OwnerId,
+        to: Mode,
+    ) -> Result<Result<(), Busy>, AcquireError> {
+        let bad = |why| AcquireError::Bad { name: name.text().to_owned(), why };
+        let mut map = self.map.lock();
+        let file = loop {
+            let resource = map.find(name.text()).expect("a lease has its hold");
+            match resource.begin_conversion(owner, to) {
+                Conversion::Begun(file) => break file,
+                Conversion::Done => return Ok(Ok(())),
+                Conversion::NotUpgradable => return Err(bad(BadRequest::NotUpgradable)),
+                Conversion::Refused(mode, owners) => {
+                    return Ok(Err(Busy::inside(Arc::clone(name), to, mode, owners)));
+                }
+                Conversion::NotYet => {
+                    resource.watched = true;
+                    self.settled.wait(&mut map);
+                }
+            }
+        };
+        drop(map);
+        let (converted, id) = (file.convert(to), file.id());
+        self.settle_conversion(name, file, to, matches!(converted, Ok(true)));
+        match converted {
+            Ok(true) => Ok(Ok(())),
+            Ok(false) => Ok(Err(self.contended(Arc::clone(name), to, id))),
+            Err(source) => Err(AcquireError::Io(IoError::new("fcntl", name.path(), source))),
+        }
+    }
+}
+
+/// The wait whose turn it is, and its file.
+struct Head<'a> {
+    inner: &'a Arc<Inner>,
+    name: &'a Arc<Name>,
+    wish: &'a Wish,
+    lane: Lane,
+    patience: &'a Patience,
+}
+
+/// What a step of the head has brought.
+enum Turn {
+    Got(Taken),
+    /// The file has lost its name: begin anew.
+    Again,
+    Failed(End),
+}
+
+/// Why the head gives up, and whether a helper ends its transition.
+struct End {
+    error: AcquireError,
+    by_helper: bool,
+}
+
+impl End {
+    fn now(error: AcquireError) -> Self {
+        Self { error, by_helper: false }
+    }
+
+    fn of(self, transition: Transition<'_>) -> AcquireError {
+        if self.by_helper {
+            transition.leave_stuck();
+        } else {
+            transition.end(None);
+        }
+        self.error
+    }
+}
+
+impl Head<'_> {
+    /// Opens and locks; `Ok(Err(..))` is the open file that somebody else holds.
+    fn attempt(&self, wanted: &Wanted<'_>) -> Result<Result<Taken, LockFile>, End> {
+        let attempt = Attempt::new(self.inner, self.name, wanted);
+        let attempt = attempt.map_err(|refusal| self.refused(refusal))?;
+        let taken = if attempt.is_in_memory() {
+            attempt.run(self.inner)
+        } else {
+            let inner = Arc::clone(self.inner);
+            let work = move || {
+                let mut taken = attempt.run(&inner);
+                if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
+                    file.learn_whether_local();
+                }
+                taken
+            };
+            let mode = self.wish.mode;
+            self.by_helper(work, move |taken| match taken {
+                Ok((Some(file), origin)) => Some((file, unlink_of(origin, mode))),
+                _ => None,
+            })?
+        };
+        match taken {
+            Ok(taken) => Ok(Ok(taken)),
+            Err(Refusal::Contended(file)) => Ok(Err(file)),
+            Err(refusal) => Err(self.refused(refusal)),
+        }
+    }
+
+    /// Takes over what another owner of this process has just left.
+    fn inherit(&self, file: LockFile, held: Mode, from: Origin) -> Turn {
+        let origin = match from {
+            Origin::Existing => origin(self.wish.auto_create),
+            from => from,
+        };
+        match self.retry(file, origin) {
+            Ok((file, Ok(Retried::Locked))) => Turn::Got((Some(file), origin)),
+            // Others share it, or it has lost its name. A real release, as if nobody waited.
+            Ok((file, refused)) => {
+                let _ = file.release(self.name, unlink_of(origin, held));
+                match refused {
+                    Ok(_) => Turn::Again,
+                    Err(refusal) => Turn::Failed(self.refused(refusal)),
+                }
+            }
+            Err(end) => Turn::Failed(end),
+        }
+    }
+
+    /// Waits until the open file can be locked.
+    fn watch(&self, mut file: LockFile) -> Turn {
+        let mut watch = self.inner.process.watchers.watch(file.number());
+        let origin = match self.wish.opened {
+            true => Origin::Opened,
+            false => origin(self.wish.auto_create),
+        };
+        loop {
+            let retried = match self.retry(file, origin) {
+                Ok((again, retried)) => {
+                    file = again;
+                    retried
+                }
+                Err(end) => return Turn::Failed(end),
+            };
+            match retried {
+                Ok(Retried::Locked) => return Turn::Got((Some(file), origin)),
+                Ok(Retried::Stale) => return Turn::Again,
+                Ok(Retried::Contended) => {}
+                Err(refusal) => return Turn::Failed(self.refused(refusal)),
+            }
+            match self.patience.over() {
+                Some(Over::Deadline) => return Turn::Failed(self.busy(&file)),
+                Some(Over::Cancelled) => {
+                    return Turn::Failed(End::now(cancelled(self.name.text(), self.patience)));
+                }
+                None => watch.sleep(self.patience),
+            }
+        }
+    }
+
+    /// One more try on an open file: here where it cannot hang, else by a helper.
+    fn retry(
+        &self,
+        mut file: LockFile,
+        origin: Origin,
+    ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
+        let mode = self.wish.mode;
+        if file.is_local() {
+            let retried = file.retry(self.name, mode, &self.inner.stale);
+            return Ok((file, retried));
+        }
+        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name));
+        let work = move || {
+            file.learn_whether_local();
+            let retried = file.retry(&name, mode, &inner.stale);
+            (file, retried)
+        };
+        self.by_helper(work, move |(file, retried)| {
+            let locked = matches!(retried, Ok(Retried::Locked));
+            Some((file, unlink_of(origin, mode).filter(|_| locked)))
+        })
+    }
+
+    /// Lets a helper do it. If the wait is over first, what comes of it later is given back:
+    /// `late` says which file, and whether to unlink it.
+    fn by_helper<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+        late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
+    ) -> Result<T, End> {
+        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name));
+        let give_back = move |done| {
+            if let Some((file, unlink)) = late(done) {
+                let _ = file.release(&name, unlink);
+            }
+            inner.settle(&name, None);
+        };
+        let helpers = &self.inner.process.helpers;
+        match helpers.run(self.lane.clone(), self.patience, work, give_back) {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(late)) => {
+                let (text, path) = (self.name.text(), self.name.path());
+                let error = late_error(late.over, text, &path, self.patience);
+                Err(End { error, by_helper: late.begun })
+            }
+            Err(source) => {
+                let error = IoError::new("clone", self.name.path(), source);
+                Err(End::now(AcquireError::Io(error)))
+            }
+        }
+    }
+
+    fn busy(&self, file: &LockFile) -> End {
+        let busy = self.inner.contended(Arc::clone(self.name), self.wish.mode, file.id());
+        End::now(AcquireError::Busy(busy.after(self.patience.waited())))
+    }
+
+    fn refused(&self, refusal: Refusal) -> End {
+        End::now(refused(refusal, self.name.text(), || self.name.path()))
+    }
+}
+
+/// In which mode the hold's release unlinks the file, if it does.
+pub(crate) fn unlink_of(origin: Origin, mode: Mode) -> Option<Mode> {
+    (origin == Origin::AutoCreated).then_some(mode)
+}
+
+fn lane_of_path(path: &Path) -> Lane {
+    Lane::Directory(path.parent().unwrap_or(path).to_owned())
+}
+
+/// What a helper has found out before the wait was over.
+fn in_time<T>(
+    done: io::Result<Result<T, Late>>,
+    text: &OsStr,
+    path: &Path,
+    patience: &Patience,
+) -> Result<T, AcquireError> {
+    match done {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(late)) => Err(late_error(late.over, text, path, patience)),
+        Err(source) => Err(AcquireError::Io(IoError::new("clone", path, source))),
+    }
+}
+
+fn late_error(over: Over, text: &OsStr, path: &Path, patience: &Patience) -> AcquireError {
+    match over {
+        Over::Cancelled => cancelled(text, patience),
+        Over::Deadline => {
+            let (name, path) = (text.to_owned(), path.to_owned());
+            AcquireError::Stuck { name, path, waited: patience.waited() }
+        }
+    }
+}
+
+fn cancelled(text: &OsStr, patience: &Patience) -> AcquireError {
+    AcquireError::Cancelled { name: text.to_owned(), waited: patience.waited() }
+}
+
+/// Somebody has gone without an answer from this resource's file system.
+fn stuck(resource: &Resource) -> AcquireError {
+    AcquireError::Stuck {
+        name: resource.name.text().to_owned(),
+        path: resource.name.path(),
+        waited: resource.stuck_since().map_or(Duration::ZERO, |since| since.elapsed()),
+    }
+}
+
+/// A refusal as the caller sees it.
+pub(crate) fn refused(
+    refusal: Refusal,
+    text: &OsStr,
+    path: impl FnOnce() -> PathBuf,
+) -> AcquireError {
+    let name = text.to_owned();
+    match refusal {
+        Refusal::NotFound => AcquireError::NotFound { name, path: path() },
+        Refusal::Bad(why) => AcquireError::Bad { name, why },
+        Refusal::Moved(directory) => AcquireError::Moved { name, directory },
+        Refusal::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
+        Refusal::Io(error) => AcquireError::Io(error),
+        Refusal::Contended(_) => unreachable!("told by who knows the holds"),
+    }
+}

@@ -1,0 +1,174 @@
+//! System calls that may hang, made by helper threads, so that whoever waits can go at its
+//! deadline.
+//!
+//! Work goes by lanes, one for each file system as far as it can be told: in a lane one thing is
+//! done at a time. So a file system that hangs holds one thread and no more, work for it waits
+//! without a thread, and other lanes never notice.
+//!
+//! The threads are made when there is work and end when there was none for [`IDLE`].
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::wait::{Bell, Over, Patience};
+
+/// How long a helper with nothing to do stays.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// Paths are resolved in buffers of `PATH_MAX` bytes, and that is all that is deep.
+const STACK: usize = 256 * 1024;
+
+/// Which system calls can hang together.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    /// Those on the file system of this device.
+    Device(u64),
+    /// Those on paths in this directory, of which nothing more can be known without touching it.
+    Directory(PathBuf),
+    /// Those on a caller's descriptor, by the mount that it was opened on.
+    Mount(u64),
+}
+
+/// The helpers of a process.
+#[derive(Default)]
+pub(crate) struct Helpers {
+    office: Mutex<Office>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct Office {
+    lanes: HashMap<Lane, VecDeque<(u64, Job)>>,
+    /// Lanes that have work and nobody who does it.
+    waiting: VecDeque<Lane>,
+    idle: usize,
+    submitted: u64,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Where one piece of work stands.
+enum Stage<T> {
+    Queued,
+    Begun,
+    Done(T),
+    /// Nobody waits for it any more.
+    Abandoned,
+}
+
+/// The wait was over before the work was done.
+pub(crate) struct Late {
+    pub(crate) over: Over,
+    /// It has begun, and will be done some day. Otherwise it never will.
+    pub(crate) begun: bool,
+}
+
+impl Helpers {
+    /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
+    /// begun, `abandoned` gets what comes of it, on the helper.
+    ///
+    /// # Errors
+    /// That of starting a thread.
+    pub(crate) fn run<T: Send + 'static>(
+        &'static self,
+        lane: Lane,
+        patience: &Patience,
+        work: impl FnOnce() -> T + Send + 'static,
+        abandoned: impl FnOnce(T) + Send + 'static,
+    ) -> io::Result<Result<T, Late>> {
+        let stage = Arc::new(Mutex::new(Stage::Queued));
+        let bell: Arc<Bell> = Arc::clone(&patience.bell);
+        let job = {
+            let stage = Arc::clone(&stage);
+            move || {
+                if let Stage::Abandoned = std::mem::replace(&mut *stage.lock(), Stage::Begun) {
+                    return;
+                }
+                let done = work();
+                let mut stage = stage.lock();
+                if let Stage::Abandoned = *stage {
+                    drop(stage);
+                    return abandoned(done);
+                }
+                *stage = Stage::Done(done);
+                drop(stage);
+                bell.ring();
+            }
+        };
+        let job = self.submit(&lane, Box::new(job))?;
+        loop {
+            let over = patience.over();
+            let mut now = stage.lock();
+            match (std::mem::replace(&mut *now, Stage::Abandoned), over) {
+                (Stage::Done(done), _) => return Ok(Ok(done)),
+                (was, Some(over)) => {
+                    drop(now);
+                    self.withdraw(&lane, job);
+                    return Ok(Err(Late { over, begun: matches!(was, Stage::Begun) }));
+                }
+                (was, None) => *now = was,
+            }
+            drop(now);
+            patience.bell.sleep(patience.until());
+        }
+    }
+
+    fn submit(&'static self, lane: &Lane, job: Job) -> io::Result<u64> {
+        let mut office = self.office.lock();
+        office.submitted += 1;
+        let number = office.submitted;
+        if let Some(jobs) = office.lanes.get_mut(lane) {
+            jobs.push_back((number, job));
+            return Ok(number);
+        }
+        if office.idle > office.waiting.len() {
+            self.work.notify_one();
+        } else {
+            let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
+            helper.spawn(move || self.help())?;
+        }
+        office.lanes.insert(lane.clone(), VecDeque::from([(number, job)]));
+        office.waiting.push_back(lane.clone());
+        Ok(number)
+    }
+
+    /// Takes a job back that nobody waits for, so that none pile up behind one that hangs.
+    fn withdraw(&self, lane: &Lane, number: u64) {
+        if let Some(jobs) = self.office.lock().lanes.get_mut(lane) {
+            jobs.retain(|&(other, _)| other != number);
+        }
+    }
+
+    /// A helper's life.
+    fn help(&self) {
+        let mut office = self.office.lock();
+        loop {
+            let Some(lane) = office.waiting.pop_front() else {
+                office.idle += 1;
+                let alone = self.work.wait_for(&mut office, IDLE).timed_out();
+                office.idle -= 1;
+                if alone && office.waiting.is_empty() {
+                    return;
+                }
+                continue;
+            };
+            while let Some((_, job)) = office.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
+                parking_lot::MutexGuard::unlocked(&mut office, job);
+            }
+            office.lanes.remove(&lane);
+        }
+    }
+}
+
+impl fmt::Debug for Helpers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Helpers").finish_non_exhaustive()
+    }
+}
