@@ -132,7 +132,8 @@ fn a_lease_released_while_a_forked_child_lives_is_free_at_once() {
 
 #[test]
 fn the_end_of_a_forked_child_takes_nothing_from_its_parent() {
-    let endings: [(&str, fn(&LockSpace, &Lease)); 7] = [
+    type Ending = fn(&LockSpace, &Lease);
+    let endings: [(&str, Ending); 7] = [
         ("it drops the lease", |_, lease| drop(copy_in_child(lease))),
         ("it drops the space", |space, _| drop(copy_in_child(space))),
         ("it drops the lease, then the space", |space, lease| {

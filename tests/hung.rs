@@ -155,7 +155,20 @@ fn a_try_that_can_share_waits_for_the_stuck_one_and_joins_it() {
     let path = hung.path().join("base.raw");
     let stuck = start(&space, STUCK, Mode::Shared, &path);
     hung.wait_for_open(1);
-    let second = start(&space, OTHER, Mode::Shared, &path);
+    let (tell, second_is) = mpsc::channel();
+    let second = {
+        let (space, path) = (space.clone(), path.clone());
+        thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+            space.acquire(OTHER, Request::shared(&path), Wait::NO)
+        })
+    };
+    let stat = format!("/proc/self/task/{}/stat", second_is.recv().unwrap());
+    // It sleeps, or it has wrongly returned.
+    let sleeps = || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") S "));
+    while !sleeps() && !second.is_finished() {
+        thread::yield_now();
+    }
     hung.answer_all();
     let leases = [stuck, second].map(|thread| thread.join().unwrap().unwrap());
     let held = &space.list()[0];

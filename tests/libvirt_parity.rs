@@ -506,6 +506,16 @@ fn dropping_the_last_handle_releases_kept_holds() {
 }
 
 #[test]
+fn dropping_the_last_handle_releases_kept_holds_although_a_lease_lives_on() {
+    let (dir, space) = verbatim();
+    granted(&space, ONE, Request::exclusive("a").auto_create()).keep();
+    let lease = granted(&space, ONE, Request::exclusive("b").auto_create());
+    drop(space);
+    assert!(!dir.path().join("a").exists());
+    assert_eq!(held(lease.path()), Some(Mode::Exclusive));
+}
+
+#[test]
 fn a_lease_lives_on_when_the_last_handle_is_dropped() {
     let (dir, space) = verbatim();
     let lease = granted(&space, ONE, Request::shared("a").auto_create());
