@@ -304,6 +304,19 @@ impl Inner {
         let mut made = None;
         let mut map = self.map.lock();
         loop {
+            if map.is_frozen() {
+                let Some((_, patience)) = waiter else {
+                    return Err(AcquireError::Frozen { name: text.to_owned() });
+                };
+                let over = self.wait_for_thaw(&mut map, patience).err();
+                match over {
+                    Some(Over::Cancelled) => return Err(cancelled(text, patience)),
+                    Some(Over::Deadline) => {
+                        return Err(AcquireError::Frozen { name: text.to_owned() });
+                    }
+                    None => continue,
+                }
+            }
             let Some(resource) = map.find(text) else {
                 // A name costs a hash and an allocation: not under the mutex.
                 if let Some(name) = made.take() {
@@ -534,36 +547,17 @@ impl Inner {
         patience: &Patience,
         refused: Refused,
     ) -> Result<Lease, AcquireError> {
-        let name = Arc::clone(&transition.name);
-        let lane = self.lane(&name, wanted);
-        let head = Head { inner: self, name: &name, wish, lane, patience };
-        match inherited {
-            Inherited::File(file, held, origin) => match head.inherit(file, held, origin) {
-                Turn::Got(taken) => return Ok(self.granted(transition, wish, taken)),
-                Turn::Again => {}
-                Turn::Failed(end) => return Err(end.of(transition)),
-            },
-            Inherited::Released => {
-                transition.await_others();
-                patience.bell.sleep(Some(patience.until_or_in(COURTESY)));
+        let lane = self.lane(&transition.name, wanted);
+        let head = Head { inner: self, transition, wish, lane, patience };
+        match head.get(inherited, wanted, refused) {
+            Ok(taken) => Ok(self.granted(head.transition, wish, taken)),
+            Err(End { error, by_helper: true }) => {
+                head.transition.leave_stuck();
+                Err(error)
             }
-            Inherited::Nothing => {}
-        }
-        loop {
-            transition.acquire_again();
-            let file = match head.attempt(wanted) {
-                Ok(Ok(taken)) => return Ok(self.granted(transition, wish, taken)),
-                Ok(Err(contended)) => contended,
-                Err(end) => return Err(end.of(transition)),
-            };
-            if refused == Refused::Ends {
-                return Err(head.busy(&file).of(transition));
-            }
-            transition.await_others();
-            match head.watch(file) {
-                Turn::Got(taken) => return Ok(self.granted(transition, wish, taken)),
-                Turn::Again => {}
-                Turn::Failed(end) => return Err(end.of(transition)),
+            Err(End { error, by_helper: false }) => {
+                head.transition.end(None);
+                Err(error)
             }
         }
     }
@@ -733,16 +727,23 @@ impl Inner {
         let upgraded = loop {
             let busy = match self.convert(name, owner, Mode::Exclusive) {
                 Ok(Ok(())) => break Ok(()),
-                Ok(Err(busy)) => busy,
+                Ok(Err(busy)) => Ok(busy),
+                Err(frozen @ AcquireError::Frozen { .. }) => Err(frozen),
                 Err(error) => break Err(error),
             };
             match patience.over() {
                 Some(Over::Deadline) => {
-                    break Err(AcquireError::Busy(busy.after(patience.waited())));
+                    let busy = busy.map(|busy| AcquireError::Busy(busy.after(patience.waited())));
+                    break Err(busy.unwrap_or_else(|frozen| frozen));
                 }
                 Some(Over::Cancelled) => break Err(cancelled(name.text(), patience)),
                 None => {}
             }
+            let Ok(busy) = busy else {
+                let mut map = self.map.lock();
+                let _ = map.is_frozen() && self.wait_for_thaw(&mut map, patience).is_ok();
+                continue;
+            };
             match self.number_if_held_outside(name, &busy) {
                 Some(number) => {
                     watch.get_or_insert_with(|| self.process.watchers.watch(number)).sleep(patience)
@@ -778,6 +779,9 @@ impl Inner {
         let bad = |why| AcquireError::Bad { name: name.text().to_owned(), why };
         let mut map = self.map.lock();
         let file = loop {
+            if map.is_frozen() {
+                return Err(AcquireError::Frozen { name: name.text().to_owned() });
+            }
             let resource = map.find(name.text()).expect("a lease has its hold");
             match resource.begin_conversion(owner, to) {
                 Conversion::Begun(file) => break file,
@@ -803,21 +807,13 @@ impl Inner {
     }
 }
 
-/// The wait whose turn it is, and its file.
+/// The wait whose turn it is.
 struct Head<'a> {
     inner: &'a Arc<Inner>,
-    name: &'a Arc<Name>,
+    transition: Transition<'a>,
     wish: &'a Wish,
     lane: Lane,
     patience: &'a Patience,
-}
-
-/// What a step of the head has brought.
-enum Turn {
-    Got(Taken),
-    /// The file has lost its name: begin anew.
-    Again,
-    Failed(End),
 }
 
 /// Why the head gives up, and whether a helper ends its transition.
@@ -826,25 +822,53 @@ struct End {
     by_helper: bool,
 }
 
-impl End {
-    fn now(error: AcquireError) -> Self {
+impl From<AcquireError> for End {
+    fn from(error: AcquireError) -> Self {
         Self { error, by_helper: false }
-    }
-
-    fn of(self, transition: Transition<'_>) -> AcquireError {
-        if self.by_helper {
-            transition.leave_stuck();
-        } else {
-            transition.end(None);
-        }
-        self.error
     }
 }
 
 impl Head<'_> {
+    fn get(
+        &self,
+        inherited: Inherited,
+        wanted: &Wanted<'_>,
+        refused: Refused,
+    ) -> Result<Taken, End> {
+        match inherited {
+            Inherited::File(file, held, origin) => {
+                if let Some(taken) = self.inherit(file, held, origin)? {
+                    return Ok(taken);
+                }
+            }
+            Inherited::Released => {
+                self.transition.await_others();
+                self.patience.bell.sleep(Some(self.patience.until_or_in(COURTESY)));
+            }
+            Inherited::Nothing => {}
+        }
+        loop {
+            self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
+            let file = match self.attempt(wanted)? {
+                Ok(taken) => return Ok(taken),
+                Err(contended) => contended,
+            };
+            if refused == Refused::Ends {
+                return Err(self.busy(&file));
+            }
+            if let Some(taken) = self.watch(file)? {
+                return Ok(taken);
+            }
+        }
+    }
+
+    fn name(&self) -> &Arc<Name> {
+        &self.transition.name
+    }
+
     /// Opens and locks; `Ok(Err(..))` is the open file that somebody else holds.
     fn attempt(&self, wanted: &Wanted<'_>) -> Result<Result<Taken, LockFile>, End> {
-        let attempt = Attempt::new(self.inner, self.name, wanted);
+        let attempt = Attempt::new(self.inner, self.name(), wanted);
         let attempt = attempt.map_err(|refusal| self.refused(refusal))?;
         let taken = if attempt.is_in_memory() {
             attempt.run(self.inner)
@@ -870,54 +894,44 @@ impl Head<'_> {
         }
     }
 
-    /// Takes over what another owner of this process has just left.
-    fn inherit(&self, file: LockFile, held: Mode, from: Origin) -> Turn {
+    /// Takes over what another owner of this process has just left; `None` if that cannot be.
+    fn inherit(&self, file: LockFile, held: Mode, from: Origin) -> Result<Option<Taken>, End> {
         let origin = match from {
             Origin::Existing => origin(self.wish.auto_create),
             from => from,
         };
-        match self.retry(file, origin) {
-            Ok((file, Ok(Retried::Locked))) => Turn::Got((Some(file), origin)),
-            // Others share it, or it has lost its name. A real release, as if nobody waited.
-            Ok((file, refused)) => {
-                let _ = file.release(self.name, unlink_of(origin, held));
-                match refused {
-                    Ok(_) => Turn::Again,
-                    Err(refusal) => Turn::Failed(self.refused(refusal)),
-                }
-            }
-            Err(end) => Turn::Failed(end),
+        let (file, retried) = self.retry(file, origin)?;
+        if let Ok(Retried::Locked) = retried {
+            return Ok(Some((Some(file), origin)));
         }
+        // Others share it, or it has lost its name. A real release, as if nobody waited.
+        let _ = file.release(self.name(), unlink_of(origin, held));
+        retried.map_or_else(|refusal| Err(self.refused(refusal)), |_| Ok(None))
     }
 
-    /// Waits until the open file can be locked.
-    fn watch(&self, mut file: LockFile) -> Turn {
-        let mut watch = self.inner.process.watchers.watch(file.number());
+    /// Waits until the open file can be locked; `None` once it has lost its name.
+    fn watch(&self, mut file: LockFile) -> Result<Option<Taken>, End> {
         let origin = match self.wish.opened {
             true => Origin::Opened,
             false => origin(self.wish.auto_create),
         };
+        let mut watch = self.inner.process.watchers.watch(file.number());
         loop {
-            let retried = match self.retry(file, origin) {
-                Ok((again, retried)) => {
-                    file = again;
-                    retried
-                }
-                Err(end) => return Turn::Failed(end),
-            };
-            match retried {
-                Ok(Retried::Locked) => return Turn::Got((Some(file), origin)),
-                Ok(Retried::Stale) => return Turn::Again,
-                Ok(Retried::Contended) => {}
-                Err(refusal) => return Turn::Failed(self.refused(refusal)),
+            // Also when it has only just been refused: the watch began after that.
+            let (again, retried) = self.retry(file, origin)?;
+            file = again;
+            match retried.map_err(|refusal| self.refused(refusal))? {
+                Retried::Locked => return Ok(Some((Some(file), origin))),
+                Retried::Stale => return Ok(None),
+                Retried::Contended => {}
             }
+            self.transition.await_others();
             match self.patience.over() {
-                Some(Over::Deadline) => return Turn::Failed(self.busy(&file)),
-                Some(Over::Cancelled) => {
-                    return Turn::Failed(End::now(cancelled(self.name.text(), self.patience)));
-                }
+                Some(Over::Deadline) => return Err(self.busy(&file)),
+                Some(over) => return Err(self.over(over)),
                 None => watch.sleep(self.patience),
             }
+            self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
         }
     }
 
@@ -929,10 +943,10 @@ impl Head<'_> {
     ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
         let mode = self.wish.mode;
         if file.is_local() {
-            let retried = file.retry(self.name, mode, &self.inner.stale);
+            let retried = file.retry(self.name(), mode, &self.inner.stale);
             return Ok((file, retried));
         }
-        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name));
+        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
         let work = move || {
             file.learn_whether_local();
             let retried = file.retry(&name, mode, &inner.stale);
@@ -951,7 +965,7 @@ impl Head<'_> {
         work: impl FnOnce() -> T + Send + 'static,
         late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
     ) -> Result<T, End> {
-        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name));
+        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
         let give_back = move |done| {
             if let Some((file, unlink)) = late(done) {
                 let _ = file.release(&name, unlink);
@@ -962,24 +976,32 @@ impl Head<'_> {
         match helpers.run(self.lane.clone(), self.patience, work, give_back) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(late)) => {
-                let (text, path) = (self.name.text(), self.name.path());
+                let (text, path) = (self.name().text(), self.name().path());
                 let error = late_error(late.over, text, &path, self.patience);
                 Err(End { error, by_helper: late.begun })
             }
             Err(source) => {
-                let error = IoError::new("clone", self.name.path(), source);
-                Err(End::now(AcquireError::Io(error)))
+                let error = IoError::new("clone", self.name().path(), source);
+                Err(End::from(AcquireError::Io(error)))
             }
         }
     }
 
     fn busy(&self, file: &LockFile) -> End {
-        let busy = self.inner.contended(Arc::clone(self.name), self.wish.mode, file.id());
-        End::now(AcquireError::Busy(busy.after(self.patience.waited())))
+        let busy = self.inner.contended(Arc::clone(self.name()), self.wish.mode, file.id());
+        End::from(AcquireError::Busy(busy.after(self.patience.waited())))
+    }
+
+    /// The wait was over while it waited for nothing but its turn.
+    fn over(&self, over: Over) -> End {
+        End::from(match over {
+            Over::Cancelled => cancelled(self.name().text(), self.patience),
+            Over::Deadline => AcquireError::Frozen { name: self.name().text().to_owned() },
+        })
     }
 
     fn refused(&self, refusal: Refusal) -> End {
-        End::now(refused(refusal, self.name.text(), || self.name.path()))
+        End::from(refused(refusal, self.name().text(), || self.name().path()))
     }
 }
 

@@ -42,6 +42,22 @@ pub(crate) struct Directory {
 impl Directory {
     /// Opens the directory; makes it, with `mode`, and its parents where they are missing.
     pub(crate) fn open(path: &Path, mode: u32) -> Result<Self, OpenError> {
+        Self::open_or(path, |path| make(path, mode))
+    }
+
+    /// Opens the directory, if it is there.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn reopen(path: &Path) -> Result<Self, OpenError> {
+        Self::open_or(path, |_| Err(Errno::NOENT.into()))
+    }
+
+    /// Its device and inode.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    fn open_or(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<Self, OpenError> {
         let failed = |call| {
             move |source: io::Error| match Errno::from_io_error(&source) {
                 Some(Errno::NOTDIR) => OpenError::NotADirectory { path: path.to_owned() },
@@ -54,7 +70,7 @@ impl Directory {
         let open = || rustix::fs::openat(CWD, &absolute, flags, Mode::empty());
         let fd = match open() {
             Err(Errno::NOENT) => {
-                make(&absolute, mode).map_err(failed("mkdir"))?;
+                make(&absolute).map_err(failed("mkdir"))?;
                 open()
             }
             opened => opened,

@@ -361,6 +361,13 @@ pub enum AcquireError {
         /// The directory that the space was opened with.
         directory: PathBuf,
     },
+    /// The space is frozen for a snapshot: what is held changes only when that is dropped. A wait
+    /// waits for it; this was none.
+    #[error("{name:?} cannot be acquired while a snapshot is being taken")]
+    Frozen {
+        /// The resource.
+        name: OsString,
+    },
     /// The calling process is a forked child of the one that made the space.
     #[error("{}", InChild(*.creator))]
     Forked {
@@ -384,7 +391,8 @@ impl AcquireError {
             | Self::Deadlock { name }
             | Self::Stuck { name, .. }
             | Self::Unstable { name, .. }
-            | Self::Moved { name, .. } => Some(name),
+            | Self::Moved { name, .. }
+            | Self::Frozen { name } => Some(name),
             Self::Forked { .. } | Self::Io(_) => None,
         }
     }
@@ -407,7 +415,7 @@ impl fmt::Display for NoFile<'_> {
 }
 
 /// The one sentence that every verb says in a forked child.
-struct InChild(u32);
+pub(crate) struct InChild(pub(crate) u32);
 
 impl fmt::Display for InChild {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

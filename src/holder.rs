@@ -182,10 +182,25 @@ pub(crate) fn holders_of_descriptor(
 /// Those of reading `/proc/thread-self/fdinfo/FD`, and `InvalidData` for a `lock:` line that is not
 /// understood: what is to prove something must not overlook a lock.
 pub(crate) fn locks_on_descriptor(fd: RawFd) -> io::Result<Vec<FdLock>> {
+    locks_in(&own_fdinfo(fd)?)
+}
+
+fn locks_in(fdinfo: &[u8]) -> io::Result<Vec<FdLock>> {
     let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd lock line in fdinfo");
-    fields(&own_fdinfo(fd)?, b"lock:")
+    fields(fdinfo, b"lock:")
         .map(|line| Entry::parse(line).map(|entry| entry.lock).ok_or_else(odd))
         .collect()
+}
+
+/// How one descriptor of this process was opened (`O_RDONLY`, `O_WRONLY` or `O_RDWR`), and the
+/// locks that it carries. `NotFound` if it is not open.
+#[cfg(feature = "snapshot")]
+pub(crate) fn access_and_locks(fd: RawFd) -> io::Result<(i32, Vec<FdLock>)> {
+    let info = own_fdinfo(fd)?;
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd fdinfo");
+    let flags = fields(&info, b"flags:").next().and_then(|flags| str::from_utf8(flags).ok());
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).ok_or_else(odd)?;
+    Ok((flags & libc::O_ACCMODE, locks_in(&info)?))
 }
 
 /// A lock, without its holder.

@@ -160,6 +160,8 @@ compile_error!(
 
 mod acquire;
 mod directory;
+#[cfg(feature = "snapshot")]
+mod document;
 mod error;
 mod helper;
 mod holder;
@@ -170,6 +172,10 @@ mod name;
 mod process;
 mod request;
 mod resource;
+#[cfg(feature = "snapshot")]
+mod restore;
+#[cfg(feature = "snapshot")]
+pub mod snapshot;
 mod space;
 mod wait;
 mod watch;

@@ -166,6 +166,12 @@ impl LockFile {
         }
     }
 
+    /// A descriptor that carries its lock already.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn restored(fd: OwnedFd, id: FileId, range: ByteRange, writable: bool) -> Self {
+        Self { fd, id, range, writable, local: false }
+    }
+
     pub(crate) fn id(&self) -> FileId {
         self.id
     }

@@ -99,6 +99,56 @@ impl Naming {
     }
 }
 
+#[cfg(feature = "snapshot")]
+impl Naming {
+    /// The naming of this word, as [`Place::word`] writes it; `None` for a word that is none, or
+    /// whose feature is missing.
+    pub(crate) fn from_word(word: &str, directory: Option<PathBuf>) -> Option<Self> {
+        match (word, directory) {
+            ("md5", Some(directory)) => Some(Self::md5(directory)),
+            #[cfg(feature = "sha256")]
+            ("sha256", Some(directory)) => Some(Self::sha256(directory)),
+            ("verbatim", Some(directory)) => Some(Self::verbatim(directory)),
+            ("direct", None) => Some(Self::direct()),
+            ("in-memory", None) => Some(Self::in_memory()),
+            _ => None,
+        }
+    }
+
+    /// Opens the directory, if there is one, only if it is there.
+    pub(crate) fn reopen(self) -> Result<Place, OpenError> {
+        Ok(match self.0 {
+            Kind::Directory(scheme, path) => {
+                Place::Directory(scheme, Arc::new(Directory::reopen(&path)?))
+            }
+            Kind::Direct => Place::Direct,
+            Kind::InMemory => Place::InMemory,
+        })
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl Place {
+    /// The naming in a word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Directory(Scheme::Md5, _) => "md5",
+            #[cfg(feature = "sha256")]
+            Self::Directory(Scheme::Sha256, _) => "sha256",
+            Self::Directory(Scheme::Verbatim, _) => "verbatim",
+            Self::Direct => "direct",
+            Self::InMemory => "in-memory",
+        }
+    }
+
+    pub(crate) fn directory(&self) -> Option<&Directory> {
+        match self {
+            Self::Directory(_, directory) => Some(directory),
+            _ => None,
+        }
+    }
+}
+
 /// A [`Naming`] with its directory open: where a space's names lead.
 #[derive(Debug)]
 pub(crate) enum Place {

@@ -284,6 +284,12 @@ impl Resource {
         }
     }
 
+    /// Whether a thread is just making system calls for it.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn is_in_transition(&self) -> bool {
+        matches!(self.state, State::Acquiring(_) | State::Converting(_) | State::Releasing)
+    }
+
     /// The last in the queue from now on.
     pub(crate) fn enqueue(&mut self, wish: Wish, waiter: Arc<Waiter>) {
         let queue = self.queue.get_or_insert_default();
@@ -489,6 +495,19 @@ pub(crate) struct NoSuchHold;
 pub(crate) struct Owners(Vec<(OwnerId, Count)>);
 
 impl Owners {
+    /// These owners, with as many kept holds each as they are named.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn kept(ids: &[OwnerId]) -> Self {
+        let mut owners = Self(Vec::new());
+        for &id in ids {
+            match owners.find(id) {
+                Ok(at) => owners.0[at].1.kept += 1,
+                Err(at) => owners.0.insert(at, (id, Count { leased: 0, kept: 1 })),
+            }
+        }
+        owners
+    }
+
     /// One owner, with one hold by a lease.
     pub(crate) fn one(owner: OwnerId) -> Self {
         Self(vec![(owner, Count { leased: 1, kept: 0 })])
@@ -559,6 +578,11 @@ impl Owners {
     /// How many holds this owner has.
     pub(crate) fn count(&self, owner: OwnerId) -> u32 {
         self.find(owner).map_or(0, |at| self.0[at].1.total())
+    }
+
+    /// How many of them are in this care.
+    pub(crate) fn count_in(&self, owner: OwnerId, care: Care) -> u32 {
+        self.find(owner).map_or(0, |at| *self.0[at].1.clone().of(care))
     }
 
     /// All but one hold of this owner, for its refusal.

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -27,7 +28,7 @@ use crate::name::{Key, Leads, Name, Naming, Place, Target};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
 use crate::resource::{Care, Claim, Hold, NoSuchHold, Origin, Resource, Rings, State};
-use crate::wait::{Bell, Wait};
+use crate::wait::{Bell, Over, Patience, Wait};
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
 ///
@@ -70,7 +71,7 @@ use crate::wait::{Bell, Wait};
 pub struct LockSpace(Arc<Handle>);
 
 /// What the clones of a [`LockSpace`] share. Leases share [`Inner`] only.
-struct Handle(Arc<Inner>);
+pub(crate) struct Handle(Arc<Inner>);
 
 /// The map, and what every verb needs.
 pub(crate) struct Inner {
@@ -93,6 +94,18 @@ pub(crate) struct Map {
     /// The waits of each owner, to be cancelled with it.
     waits: BTreeMap<(OwnerId, u64), Arc<Bell>>,
     next_serial: u64,
+    /// What a snapshot has put off, while there is one.
+    frozen: Option<Box<Frozen>>,
+}
+
+/// A space while a [`Snapshot`](crate::snapshot::Snapshot) of it lives.
+#[derive(Debug, Default)]
+struct Frozen {
+    /// How many snapshots there are.
+    #[cfg_attr(not(feature = "snapshot"), allow(dead_code, reason = "nothing freezes"))]
+    snapshots: usize,
+    /// Releases that happen when the last of them is dropped.
+    put_off: Vec<(Arc<Name>, OwnerId, Care)>,
 }
 
 /// Says how a space is, before it is opened.
@@ -435,7 +448,7 @@ impl LockSpace {
         self.inner().stale.load(Ordering::Relaxed)
     }
 
-    fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.0.0
     }
 }
@@ -512,6 +525,98 @@ impl Inner {
         })
     }
 
+    /// Sleeps until the space may not be frozen any more, or the wait is over.
+    pub(crate) fn wait_for_thaw(
+        &self,
+        map: &mut MutexGuard<'_, Map>,
+        patience: &Patience,
+    ) -> Result<(), Over> {
+        if let Some(over) = patience.over() {
+            return Err(over);
+        }
+        // A cancel does not ring here, but a snapshot does not last.
+        self.settled.wait_until(map, patience.until_or_in(Duration::from_millis(10)));
+        Ok(())
+    }
+
+    /// Waits until no thread makes system calls for any resource, and lets none begin.
+    ///
+    /// `Err` is a resource whose file system has not answered.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn freeze(&self) -> Result<(), Arc<Name>> {
+        let mut map = self.map.lock();
+        map.frozen.get_or_insert_default().snapshots += 1;
+        loop {
+            let moving = map.resources.values_mut().find(|resource| resource.is_in_transition());
+            let Some(resource) = moving else { return Ok(()) };
+            if resource.stuck_since().is_some() {
+                let name = Arc::clone(&resource.name);
+                drop(map);
+                self.thaw();
+                return Err(name);
+            }
+            resource.watched = true;
+            self.settled.wait(&mut map);
+        }
+    }
+
+    /// Everything that is held, while the space is frozen, in order of name.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn with_holds<T>(&self, each: impl FnMut(&Name, &Hold) -> T) -> Vec<T> {
+        let map = self.map.lock();
+        let mut held: Vec<_> = map
+            .resources
+            .values()
+            .filter_map(|resource| Some((&*resource.name, resource.hold()?)))
+            .collect();
+        held.sort_unstable_by_key(|(name, _)| name.text());
+        let mut each = each;
+        held.into_iter().map(|(name, hold)| each(name, hold)).collect()
+    }
+
+    /// A space with these holds, all of them kept.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn restored(
+        process: &'static Process,
+        place: Place,
+        how: (ByteRange, u32),
+        stale: u64,
+        holds: Vec<(Arc<Name>, Hold)>,
+    ) -> LockSpace {
+        let mut map = Map::default();
+        for (name, hold) in holds {
+            let serial = map.next_serial();
+            for owner in hold.owners.ids() {
+                map.kept.insert((owner, serial), Arc::clone(&name));
+            }
+            let resource = Resource::new(Arc::clone(&name), serial, State::Held(hold));
+            map.resources.insert(Key(name), resource);
+        }
+        let (range, file_mode) = how;
+        let (map, settled, stale) = (Mutex::new(map), Condvar::new(), AtomicU64::new(stale));
+        let inner = Self { process, place, range, file_mode, map, settled, stale };
+        LockSpace(Arc::new(Handle(Arc::new(inner))))
+    }
+
+    /// Ends what [`freeze`](Self::freeze) began: what was put off happens.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn thaw(&self) {
+        let put_off = {
+            let mut map = self.map.lock();
+            let Some(frozen) = &mut map.frozen else { return };
+            frozen.snapshots -= 1;
+            if frozen.snapshots > 0 {
+                return;
+            }
+            map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default()
+        };
+        self.settled.notify_all();
+        for (name, owner, care) in put_off {
+            // Whoever asked is long gone; a leftover blocks nobody.
+            let _ = self.release(&name, owner, care);
+        }
+    }
+
     /// Puts an absent resource into a transition that this thread alone will end.
     pub(crate) fn begin(
         &self,
@@ -583,7 +688,13 @@ impl Inner {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: name.text().to_owned() };
         let mut rings = Rings::default();
-        let left = self.map.lock().leave(name.text(), owner, care, &mut rings);
+        let left = {
+            let mut map = self.map.lock();
+            match map.frozen {
+                Some(_) => map.put_off(name, owner, care).map(|()| None),
+                None => map.leave(name.text(), owner, care, &mut rings),
+            }
+        };
         rings.ring();
         left.map_err(not_held)?.map_or(Ok(()), |hold| self.end(name, hold))
     }
@@ -599,7 +710,10 @@ impl Inner {
     fn release_kept(&self, owner: Option<OwnerId>) -> Released {
         let mut rings = Rings::default();
         let mut map = self.map.lock();
-        let (holds, last) = map.leave_kept(owner, &mut rings);
+        let (holds, last) = match map.frozen {
+            Some(_) => (map.put_off_kept(owner), Vec::new()),
+            None => map.leave_kept(owner, &mut rings),
+        };
         let waits = map.waits_of(owner);
         drop(map);
         rings.ring();
@@ -718,13 +832,18 @@ impl<'a> Transition<'a> {
         });
     }
 
-    /// System calls are made again.
-    pub(crate) fn acquire_again(&self) {
-        if let Some(resource) = self.inner.map.lock().find(self.name.text())
-            && let State::Awaited(claim) = resource.state
-        {
-            resource.state = State::Acquiring(claim);
+    /// System calls are made again, unless the space is frozen until the wait is over.
+    pub(crate) fn acquire_again(&self, patience: &Patience) -> Result<(), Over> {
+        let mut map = self.inner.map.lock();
+        while let Some(Resource { state: State::Awaited(claim), .. }) = map.find(self.name.text()) {
+            let claim = *claim;
+            if map.is_frozen() {
+                self.inner.wait_for_thaw(&mut map, patience)?;
+            } else if let Some(resource) = map.find(self.name.text()) {
+                resource.state = State::Acquiring(claim);
+            }
         }
+        Ok(())
     }
 
     /// A helper ends it, when the file system answers.
@@ -821,6 +940,47 @@ impl Map {
         (holds, last)
     }
 
+    /// A release while the space is frozen: it is put off.
+    fn put_off(&mut self, name: &Arc<Name>, owner: OwnerId, care: Care) -> Result<(), NoSuchHold> {
+        if self.left_after_thaw(name.text(), owner, care) == 0 {
+            return Err(NoSuchHold);
+        }
+        let frozen = self.frozen.get_or_insert_default();
+        frozen.put_off.push((Arc::clone(name), owner, care));
+        Ok(())
+    }
+
+    /// The same for all kept holds, of one owner or of every one; tells how many.
+    fn put_off_kept(&mut self, owner: Option<OwnerId>) -> usize {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let range = owner
+            .map_or(all, |owner| (Bound::Included((owner, 0)), Bound::Included((owner, u64::MAX))));
+        let kept: Vec<_> =
+            self.kept.range(range).map(|(key, name)| (key.0, Arc::clone(name))).collect();
+        let mut holds = 0;
+        for (owner, name) in kept {
+            while self.put_off(&name, owner, Care::Kept).is_ok() {
+                holds += 1;
+            }
+        }
+        holds
+    }
+
+    /// How many holds an owner will have once everything that was put off has happened.
+    fn left_after_thaw(&mut self, text: &OsStr, owner: OwnerId, care: Care) -> usize {
+        let Some(hold) = self.resources.get(text).and_then(Resource::hold) else { return 0 };
+        let now = hold.owners.count_in(owner, care) as usize;
+        let put_off = self.frozen.iter().flat_map(|frozen| &frozen.put_off);
+        let same = |put_off: &&(Arc<Name>, OwnerId, Care)| {
+            put_off.0.text() == text && put_off.1 == owner && put_off.2 == care
+        };
+        now - put_off.filter(same).count()
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// Moves one hold of an owner from one care into the other.
     fn hand_over(
         &mut self,
@@ -829,8 +989,13 @@ impl Map {
         from: Care,
         to: Care,
     ) -> Result<(Arc<Name>, Mode), NoSuchHold> {
+        if self.is_frozen() && self.left_after_thaw(text, owner, from) == 0 {
+            return Err(NoSuchHold);
+        }
         let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
-        let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
+        let (State::Held(hold) | State::Converting(hold)) = &mut resource.state else {
+            return Err(NoSuchHold);
+        };
         hold.owners.hand_over(owner, from, to)?;
         let key = (owner, resource.serial);
         if hold.owners.has_kept(owner) {

@@ -1,0 +1,262 @@
+//! What a state document says: libvirt's lockspace object, and what it leaves out.
+//!
+//! ```json
+//! { "directory": "/run/vmm/locks",
+//!   "resources": [
+//!     { "name": "/img/a.qcow2", "path": "/run/vmm/locks/5f3c…", "fd": 14, "lockHeld": true,
+//!       "flags": 2, "owners": [4711],
+//!       "lockspace": { "range": [0, 1], "device": 64768, "inode": 12, "origin": "auto-created" } } ],
+//!   "lockspace": { "version": 1, "naming": "md5", "range": [0, 1], "fileMode": 384,
+//!                  "directory": [64768, 2], "staleRetries": 0, "pid": 30199, "started": 812 } }
+//! ```
+//!
+//! Everything of ours stands under the key `lockspace`, which libvirt's reader passes over. An
+//! owner stands in `owners` once for each of its holds. A name or a directory that is not UTF-8
+//! stands there as well as it can, and exactly, in hexadecimal, as `hex` under our key.
+//!
+//! Nothing here makes a system call.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+
+use crate::directory::FileId;
+use crate::request::{ByteRange, Mode, OwnerId};
+use crate::resource::Origin;
+
+/// The version of what stands under our key.
+pub(crate) const VERSION: u64 = 1;
+
+/// libvirt's `VIR_LOCK_SPACE_ACQUIRE_SHARED` and `…_AUTOCREATE`.
+pub(crate) const SHARED: u64 = 1;
+pub(crate) const AUTO_CREATED: u64 = 2;
+
+/// The state of one space, to be put into a program's own state: it serializes as libvirt's
+/// lockspace object. What it says is checked when it is restored, not before.
+///
+/// ```
+/// use lockspace::snapshot::Document;
+///
+/// // A lockspace object of libvirt's lock daemon.
+/// let document: Document = serde_json::from_str(r#"{ "resources": [] }"#)?;
+/// assert_eq!(serde_json::to_string(&document)?, r#"{"resources":[]}"#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Document(Body);
+
+#[derive(Clone, Debug)]
+enum Body {
+    /// As a snapshot has made it.
+    Written(Arc<SpaceState>),
+    /// As it was read.
+    Read(Value),
+}
+
+impl Document {
+    pub(crate) fn new(state: SpaceState) -> Self {
+        Self(Body::Written(Arc::new(state)))
+    }
+
+    /// The document as a tree.
+    pub(crate) fn tree(&self) -> Value {
+        match &self.0 {
+            Body::Written(state) => serde_json::to_value(&**state).unwrap_or_default(),
+            Body::Read(tree) => tree.clone(),
+        }
+    }
+}
+
+impl Serialize for Document {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.0 {
+            Body::Written(state) => state.serialize(serializer),
+            Body::Read(tree) => tree.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Document {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(Body::Read(Value::deserialize(deserializer)?)))
+    }
+}
+
+impl PartialEq for Document {
+    fn eq(&self, other: &Self) -> bool {
+        self.tree() == other.tree()
+    }
+}
+
+/// A space.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct SpaceState {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) directory: Option<String>,
+    pub(crate) resources: Vec<ResourceState>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) lockspace: Option<SpaceMore>,
+}
+
+/// What libvirt does not say of a space.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SpaceMore {
+    pub(crate) version: u64,
+    pub(crate) naming: String,
+    pub(crate) range: RangeState,
+    pub(crate) file_mode: u32,
+    /// Device and inode of the directory.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) directory: Option<(u64, u64)>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) hex: Option<String>,
+    pub(crate) stale_retries: u64,
+    /// The process that wrote it, and when that was started, in the kernel's ticks.
+    pub(crate) pid: u32,
+    pub(crate) started: u64,
+}
+
+/// A resource.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ResourceState {
+    pub(crate) name: String,
+    pub(crate) path: String,
+    /// -1 in memory.
+    pub(crate) fd: i64,
+    pub(crate) lock_held: bool,
+    pub(crate) flags: u64,
+    pub(crate) owners: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) lockspace: Option<ResourceMore>,
+}
+
+/// What libvirt does not say of a resource.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ResourceMore {
+    pub(crate) range: RangeState,
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+    pub(crate) origin: OriginState,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(crate) hex: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OriginState {
+    Existing,
+    AutoCreated,
+    Opened,
+    InMemory,
+}
+
+impl From<Origin> for OriginState {
+    fn from(origin: Origin) -> Self {
+        match origin {
+            Origin::Existing => Self::Existing,
+            Origin::AutoCreated => Self::AutoCreated,
+            Origin::Opened => Self::Opened,
+            Origin::InMemory => Self::InMemory,
+        }
+    }
+}
+
+impl From<OriginState> for Origin {
+    fn from(origin: OriginState) -> Self {
+        match origin {
+            OriginState::Existing => Self::Existing,
+            OriginState::AutoCreated => Self::AutoCreated,
+            OriginState::Opened => Self::Opened,
+            OriginState::InMemory => Self::InMemory,
+        }
+    }
+}
+
+/// The first byte, and how many; `null` for all that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RangeState(u64, Option<u64>);
+
+impl From<ByteRange> for RangeState {
+    fn from(range: ByteRange) -> Self {
+        Self(range.start(), range.len().map(|len| len.get()))
+    }
+}
+
+impl RangeState {
+    pub(crate) fn range(self) -> Option<ByteRange> {
+        let Self(start, len) = self;
+        match len {
+            None => ByteRange::between(start, None),
+            Some(len) => ByteRange::between(start, Some(start.checked_add(len.checked_sub(1)?)?)),
+        }
+    }
+}
+
+/// A text that may not be UTF-8, as JSON can hold it: legible, and exact if that was not.
+pub(crate) fn legible(text: &OsStr) -> (String, Option<String>) {
+    match text.to_str() {
+        Some(text) => (text.to_owned(), None),
+        None => (text.to_string_lossy().into_owned(), Some(hex::encode(text.as_bytes()))),
+    }
+}
+
+/// The text again; `None` if the hexadecimal is none.
+pub(crate) fn exact(legible: &str, hex: Option<&str>) -> Option<OsString> {
+    match hex {
+        None => Some(OsString::from(legible)),
+        Some(hex) => hex::decode(hex).ok().map(OsString::from_vec),
+    }
+}
+
+/// What a resource's state asks to be restored.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    pub(crate) name: OsString,
+    pub(crate) path: String,
+    pub(crate) fd: i64,
+    pub(crate) lock_held: bool,
+    pub(crate) mode: Mode,
+    pub(crate) origin: Origin,
+    pub(crate) range: Option<ByteRange>,
+    /// `None` in a document of libvirt's.
+    pub(crate) id: Option<FileId>,
+    pub(crate) owners: Vec<OwnerId>,
+}
+
+impl ResourceState {
+    /// `Err` says what of it makes no sense.
+    pub(crate) fn wanted(self) -> Result<Wanted, &'static str> {
+        let more = self.lockspace;
+        let hex = more.as_ref().and_then(|more| more.hex.as_deref());
+        let name = exact(&self.name, hex).ok_or("its hex is none")?;
+        let auto_created = self.flags & AUTO_CREATED != 0;
+        let origin = match &more {
+            Some(more) => more.origin.into(),
+            None if auto_created => Origin::AutoCreated,
+            None => Origin::Existing,
+        };
+        if auto_created != (origin == Origin::AutoCreated) {
+            return Err("its flags and its origin disagree");
+        }
+        let range = match &more {
+            Some(more) => Some(more.range.range().ok_or("its range is none")?),
+            None => None,
+        };
+        Ok(Wanted {
+            name,
+            path: self.path,
+            fd: self.fd,
+            lock_held: self.lock_held,
+            mode: if self.flags & SHARED != 0 { Mode::Shared } else { Mode::Exclusive },
+            origin,
+            range,
+            id: more.map(|more| FileId { dev: more.device, ino: more.inode }),
+            owners: self.owners.into_iter().map(OwnerId::new).collect(),
+        })
+    }
+}

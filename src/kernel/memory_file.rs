@@ -1,0 +1,74 @@
+//! Sealed files in memory, which carry bytes through an exec.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::Path;
+
+use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+const NAME: &str = "lockspace-state";
+
+/// The numbers of those that this process has made and still owns.
+static OWN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+/// A file in memory that nobody can change any more. Close-on-exec, until it is told otherwise.
+#[derive(Debug)]
+pub(crate) struct MemoryFile(OwnedFd);
+
+impl MemoryFile {
+    pub(crate) fn new(bytes: &[u8]) -> io::Result<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let fd = rustix::fs::memfd_create(NAME, flags)?;
+        let mut file = File::from(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?);
+        file.write_all(bytes)?;
+        rustix::fs::fcntl_add_seals(&file, all_seals())?;
+        OWN.lock().push(file.as_raw_fd());
+        Ok(Self(file.into()))
+    }
+
+    pub(crate) fn number(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        OWN.lock().retain(|number| *number != self.number());
+    }
+}
+
+fn all_seals() -> SealFlags {
+    SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE
+}
+
+/// The bytes of a file that [`MemoryFile::new`] made in the program before this one, which is
+/// closed then.
+///
+/// # Errors
+/// If the number is not that of such a file, or this program has made it itself; it stays open
+/// then.
+pub(crate) fn take(number: RawFd) -> io::Result<Vec<u8>> {
+    let path = format!("/proc/self/fd/{number}");
+    let refused = || io::Error::new(io::ErrorKind::InvalidInput, "no state was carried in it");
+    // Reopened, so that nothing is assumed of the number before it is known what is there.
+    let link = std::fs::read_link(&path)?;
+    let mut file = File::open(&path)?;
+    let named = link == Path::new(&format!("/memfd:{NAME} (deleted)"));
+    if !named || rustix::fs::fcntl_get_seals(&file).ok() != Some(all_seals()) {
+        return Err(refused());
+    }
+    let mut bytes = Vec::new();
+    let read = file.read_to_end(&mut bytes);
+    let own = OWN.lock();
+    if own.contains(&number) {
+        return Err(refused());
+    }
+    // SAFETY: it is a file that only `new` makes, and not one that this program has made, so it
+    // was carried over an exec, and nobody in this program can own it.
+    drop(unsafe { OwnedFd::from_raw_fd(number) });
+    drop(own);
+    read?;
+    Ok(bytes)
+}
