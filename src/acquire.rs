@@ -29,7 +29,7 @@ use crate::resource::{
     Waiter, Wish,
 };
 use crate::space::{Inner, Transition};
-use crate::wait::{Over, Patience, Wait};
+use crate::wait::{Begun, Over, Patience, Wait};
 
 /// How long a waiter leaves the file to other processes after its own process has passed the lock
 /// on for a while. A waiter elsewhere wakes in a tenth of that.
@@ -234,11 +234,12 @@ impl Inner {
     ) -> Result<Lease, AcquireError> {
         self.check()?;
         match Patience::of(wait) {
-            None => {
+            Begun::Try => {
                 let wanted = Wanted::new(self, &request.target, request.terms)?;
                 self.try_now(owner, &wanted)
             }
-            Some(patience) => self.as_wait_of(owner, &patience, || {
+            Begun::Cancelled => Err(cancelled_at_once(request.target.text())),
+            Begun::Wait(patience) => self.as_wait_of(owner, &patience, || {
                 let terms = request.terms;
                 let wanted = Wanted::patiently(self, &request.target, terms, &patience)?;
                 self.wait_for(owner, &wanted, &patience, Refused::Waits)
@@ -583,12 +584,20 @@ impl Inner {
         wait: Wait,
     ) -> Result<Leases, AcquireError> {
         self.check()?;
-        let Some(patience) = Patience::of(wait) else {
-            let wanted =
-                requests.iter().map(|request| Wanted::new(self, &request.target, request.terms));
-            let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
-            check_named_once(&wanted)?;
-            return self.try_all(&wanted, None, |wanted| self.try_now(owner, wanted));
+        let patience = match Patience::of(wait) {
+            Begun::Try => {
+                let wanted = requests
+                    .iter()
+                    .map(|request| Wanted::new(self, &request.target, request.terms));
+                let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
+                check_named_once(&wanted)?;
+                return self.try_all(&wanted, None, |wanted| self.try_now(owner, wanted));
+            }
+            Begun::Cancelled => {
+                let first = requests.first().map(|request| request.target.text());
+                return Err(cancelled_at_once(first.unwrap_or_default()));
+            }
+            Begun::Wait(patience) => patience,
         };
         self.as_wait_of(owner, &patience, || {
             let wanted = requests
@@ -701,7 +710,11 @@ impl Inner {
         wait: Wait,
     ) -> Result<(), AcquireError> {
         self.check()?;
-        let patience = Patience::of(wait);
+        let patience = match Patience::of(wait) {
+            Begun::Cancelled => return Err(cancelled_at_once(name.text())),
+            Begun::Try => None,
+            Begun::Wait(patience) => Some(patience),
+        };
         let Err(busy) = self.convert(name, owner, Mode::Exclusive)? else { return Ok(()) };
         let Some(patience) = patience else { return Err(AcquireError::Busy(busy)) };
         self.as_wait_of(owner, &patience, || self.wait_to_upgrade(name, owner, &patience))
@@ -1036,6 +1049,10 @@ fn late_error(over: Over, text: &OsStr, path: &Path, patience: &Patience) -> Acq
             AcquireError::Stuck { name, path, waited: patience.waited() }
         }
     }
+}
+
+fn cancelled_at_once(text: &OsStr) -> AcquireError {
+    AcquireError::Cancelled { name: text.to_owned(), waited: Duration::ZERO }
 }
 
 fn cancelled(text: &OsStr, patience: &Patience) -> AcquireError {

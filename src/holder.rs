@@ -374,7 +374,8 @@ fn locks_on(file: FileKey) -> io::Result<HashMap<Entry, Seen>> {
     let mut locks: HashMap<Entry, Seen> = HashMap::new();
     for _ in 0..3 {
         let look = read_table(file)
-            .map_err(|error| io::Error::new(error.kind(), format!("/proc/locks: {error}")))?;
+            // Never "not found": that would be taken for the file.
+            .map_err(|error| io::Error::other(format!("/proc/locks: {error}")))?;
         for (entry, count) in tally(look.into_iter()) {
             // An exclusive lock is one, however often it is shown.
             let count = if entry.lock.mode == Mode::Exclusive { 1 } else { count };

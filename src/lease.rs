@@ -9,7 +9,7 @@ use crate::error::{AcquireError, ReleaseError, VerifyError};
 use crate::name::Name;
 use crate::request::{Mode, OwnerId};
 use crate::resource::Care;
-use crate::space::Inner;
+use crate::space::{Inner, untold};
 use crate::wait::Wait;
 
 /// A granted hold. Dropping it releases it.
@@ -204,8 +204,11 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.ours {
-            // A forked child is refused, and changes nothing. A leftover blocks nobody.
-            let _ = self.space.release(&self.name, self.owner, Care::Lease);
+            match self.space.release(&self.name, self.owner, Care::Lease) {
+                // The lock is its parent's.
+                Err(ReleaseError::Forked { .. }) => {}
+                released => untold(released.err()),
+            }
         }
     }
 }

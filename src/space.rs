@@ -73,6 +73,17 @@ pub struct LockSpace(Arc<Handle>);
 /// What the clones of a [`LockSpace`] share. Leases share [`Inner`] only.
 pub(crate) struct Handle(Arc<Inner>);
 
+/// Errors of a release that nobody is there to be told of: a leftover file blocks nobody. The
+/// feature `tracing` writes them down.
+pub(crate) fn untold(errors: impl IntoIterator<Item = ReleaseError>) {
+    for error in errors {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(%error, "a release without anybody to tell");
+        #[cfg(not(feature = "tracing"))]
+        drop(error);
+    }
+}
+
 /// The map, and what every verb needs.
 pub(crate) struct Inner {
     pub(crate) process: &'static Process,
@@ -145,7 +156,7 @@ impl Builder {
     }
 
     /// The permissions of the directory if it is created, as for `mkdir(2)`, less the umask; 0700
-    /// unless set. Whoever can write there can make every lock worthless.
+    /// unless set. Parents that are missing get the umask's default. Whoever can write there can make every lock worthless.
     pub fn dir_mode(mut self, mode: u32) -> Self {
         self.dir_mode = mode;
         self
@@ -267,6 +278,10 @@ impl LockSpace {
     /// An exclusive hold excludes every other one; shared holds exclude exclusive ones. An owner
     /// may hold shared more than once: each hold is released by itself. A refused call changes
     /// nothing.
+    ///
+    /// A wait queues behind the other waits of this space, and does not pass them. Threads that
+    /// are to wait for each other need owners of their own: an owner never waits for itself, it is
+    /// refused with [`AcquireError::Deadlock`].
     ///
     /// What is held in this space is refused without a system call. The lock is an OFD lock on
     /// the request's byte range.
@@ -462,8 +477,7 @@ impl fmt::Debug for LockSpace {
 impl Drop for Handle {
     fn drop(&mut self) {
         if self.0.process.is_here() {
-            // Nobody is left to be told of leftovers, and they block nobody.
-            let _ = self.0.release_kept(None);
+            untold(self.0.release_kept(None).leftovers);
         }
     }
 }
@@ -472,7 +486,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         if self.process.is_here() {
             // What was kept after the last handle was gone.
-            let _ = self.release_kept(None);
+            untold(self.release_kept(None).leftovers);
         } else if self.map.is_locked() {
             // Another thread was changing the map when this process was forked off. It cannot
             // even be freed.
@@ -612,8 +626,7 @@ impl Inner {
         };
         self.settled.notify_all();
         for (name, owner, care) in put_off {
-            // Whoever asked is long gone; a leftover blocks nobody.
-            let _ = self.release(&name, owner, care);
+            untold(self.release(&name, owner, care).err());
         }
     }
 

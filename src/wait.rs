@@ -175,6 +175,15 @@ pub(crate) struct Patience {
     cancel: Option<Cancel>,
 }
 
+/// How a call begins.
+pub(crate) enum Begun {
+    /// It tries once, and makes its system calls itself.
+    Try,
+    /// It is over before it has begun.
+    Cancelled,
+    Wait(Patience),
+}
+
 /// A wait has ended without what was waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Over {
@@ -183,16 +192,22 @@ pub(crate) enum Over {
 }
 
 impl Patience {
-    /// `None` if the caller does not wait at all.
-    pub(crate) fn of(wait: Wait) -> Option<Self> {
-        if wait.limit == Limit::No && wait.cancel.is_none() {
-            return None;
+    /// What there is to do for a caller that wants this.
+    pub(crate) fn of(wait: Wait) -> Begun {
+        if wait.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            return Begun::Cancelled;
+        }
+        let started = Instant::now();
+        match wait.limit {
+            Limit::No => return Begun::Try,
+            Limit::Until(moment) if moment <= started => return Begun::Try,
+            _ => {}
         }
         let bell = Arc::new(Bell::default());
         if let Some(cancel) = &wait.cancel {
             cancel.register(&bell);
         }
-        Some(Self { bell, started: Instant::now(), limit: wait.limit, cancel: wait.cancel })
+        Begun::Wait(Self { bell, started, limit: wait.limit, cancel: wait.cancel })
     }
 
     /// How long it has lasted.
