@@ -49,11 +49,16 @@ struct Watcher {
     alarm: Arc<OwnedFd>,
 }
 
-/// A file that is being watched.
+/// A file that somebody wants to be told about.
 pub(crate) struct Watch<'a> {
     watchers: &'a Watchers,
+    /// The file, as this process has it open.
+    file: String,
     /// `None` where there is no instance to be had.
-    watching: Option<(Watcher, i32)>,
+    watcher: Option<Watcher>,
+    /// The kernel's number for the watch, until it has told something: it tells once, so that who
+    /// gets the lock then has no watch to remove.
+    armed: Option<i32>,
     /// Something has happened to the file lately: when to look again.
     soon: Option<Duration>,
 }
@@ -62,27 +67,21 @@ impl Watchers {
     /// Watches the file that this process has open under this number. By the number, so that it is
     /// that file whatever becomes of its name.
     pub(crate) fn watch(&self, number: RawFd) -> Watch<'_> {
-        let watching = self.take().and_then(|watcher| {
-            let events = WatchFlags::CLOSE
-                | WatchFlags::DELETE_SELF
-                | WatchFlags::ATTRIB
-                | WatchFlags::MOVE_SELF;
-            let path = format!("/proc/self/fd/{number}");
-            match inotify::add_watch(&watcher.inotify, path, events) {
-                Ok(watch) => Some((watcher, watch)),
-                Err(_) => {
-                    self.give_back(watcher);
-                    None
-                }
-            }
-        });
-        Watch { watchers: self, watching, soon: None }
+        let file = format!("/proc/self/fd/{number}");
+        let mut watch =
+            Watch { watchers: self, file, watcher: self.take(), armed: None, soon: None };
+        watch.arm();
+        watch
     }
 
     fn take(&self) -> Option<Watcher> {
         {
             let mut pool = self.0.lock();
             if let Some(watcher) = pool.idle.pop() {
+                drop(pool);
+                // Of whoever had it before.
+                watcher.drain(None);
+                let _ = rustix::io::read(&*watcher.alarm, &mut [0_u8; 8]);
                 return Some(watcher);
             }
             if pool.made == INSTANCES {
@@ -110,15 +109,17 @@ impl Watcher {
         })
     }
 
-    /// Takes all events; whether one of them is about this watch, or was lost.
+    /// Takes all events that are there; whether one of them is what this watch had to tell.
     fn drain(&self, watch: Option<i32>) -> bool {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut events = Reader::new(&self.inotify, &mut buffer);
-        let mut ours = false;
+        let mut told = false;
         while let Ok(event) = events.next() {
-            ours |= Some(event.wd()) == watch || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            // That a watch is gone comes as an event of its own, perhaps after the next one began.
+            let ours = Some(event.wd()) == watch && !event.events().contains(ReadFlags::IGNORED);
+            told |= ours || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
         }
-        ours
+        told
     }
 }
 
@@ -129,8 +130,31 @@ impl fmt::Debug for Watcher {
 }
 
 impl Watch<'_> {
+    /// Watches again, if it does not. After this the file must be looked at once more: what has
+    /// happened before is not told.
+    fn arm(&mut self) {
+        let Some(watcher) = &self.watcher else { return };
+        if self.armed.is_none() {
+            let events = WatchFlags::CLOSE
+                | WatchFlags::DELETE_SELF
+                | WatchFlags::ATTRIB
+                | WatchFlags::MOVE_SELF
+                | WatchFlags::ONESHOT;
+            self.armed = inotify::add_watch(&watcher.inotify, &*self.file, events).ok();
+        }
+    }
+
     /// Sleeps until it is worth looking at the file again, the bell rings, or the wait is over.
+    ///
+    /// Returns at once where it had stopped to watch: it does again, and the file is to be looked
+    /// at first.
     pub(crate) fn sleep(&mut self, patience: &Patience) {
+        if self.watcher.is_some() && self.armed.is_none() {
+            self.arm();
+            if self.armed.is_some() {
+                return;
+            }
+        }
         let until = patience.until_or_in(self.soon.unwrap_or(LOOK_AGAIN));
         self.soon = match self.sleep_until(&patience.bell, until) {
             true => Some(FIRST_LOOK),
@@ -139,8 +163,8 @@ impl Watch<'_> {
     }
 
     /// `true` if something has happened to the file.
-    fn sleep_until(&self, bell: &Bell, until: Instant) -> bool {
-        let Some((watcher, watch)) = &self.watching else {
+    fn sleep_until(&mut self, bell: &Bell, until: Instant) -> bool {
+        let (Some(watcher), Some(watch)) = (&self.watcher, self.armed) else {
             bell.sleep(Some(until));
             return false;
         };
@@ -155,19 +179,26 @@ impl Watch<'_> {
         ];
         // Interrupted or not: whoever watches looks at everything anyway.
         let _ = poll(&mut ready, timeout.as_ref());
+        let [told, rung] = ready.map(|ready| !ready.revents().is_empty());
         bell.take_alarm();
-        let _ = rustix::io::read(&*watcher.alarm, &mut [0_u8; 8]);
-        watcher.drain(Some(*watch))
+        if rung {
+            let _ = rustix::io::read(&*watcher.alarm, &mut [0_u8; 8]);
+        }
+        let told = told && watcher.drain(Some(watch));
+        if told {
+            self.armed = None;
+        }
+        told
     }
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        if let Some((watcher, watch)) = self.watching.take() {
+        let Some(watcher) = self.watcher.take() else { return };
+        if let Some(watch) = self.armed {
             // The file may be gone, and the watch with it.
             let _ = inotify::remove_watch(&watcher.inotify, watch);
-            watcher.drain(None);
-            self.watchers.give_back(watcher);
         }
+        self.watchers.give_back(watcher);
     }
 }
