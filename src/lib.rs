@@ -168,6 +168,7 @@ mod holder;
 mod kernel;
 mod lease;
 mod lock_file;
+mod lock_table;
 mod name;
 mod process;
 mod request;

@@ -19,8 +19,8 @@ use rustix::io::Errno;
 
 use crate::directory::{Directory, FileId, needs_raising, raised};
 use crate::error::{BadRequest, IoError};
-use crate::holder::{LockKind, locks_on_descriptor};
 use crate::kernel::ofd;
+use crate::lock_table::{LockKind, locks_on_descriptor};
 use crate::name::{Leads, Name};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode};

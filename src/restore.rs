@@ -22,9 +22,9 @@ use crate::document::{
     AUTO_CREATED, Document, ResourceState, SHARED, SpaceMore, VERSION, Wanted, exact, legible,
 };
 use crate::error::{BadRequest, OpenError};
-use crate::holder::{self, FdLock, LockKind};
 use crate::kernel::descriptor;
 use crate::lock_file::{self, LockFile};
+use crate::lock_table::{FdLock, LockKind, access_and_locks};
 use crate::name::{Name, Naming, Place};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId};
@@ -412,7 +412,7 @@ impl Prover {
             io::ErrorKind::NotFound => BadEntry::NotOpen,
             _ => BadEntry::Io(error),
         };
-        let (access, locks) = holder::access_and_locks(number).map_err(gone)?;
+        let (access, locks) = access_and_locks(number).map_err(gone)?;
         // Through /proc, which follows to the very file, and needs no descriptor of ours yet.
         let stat = rustix::fs::stat(format!("/proc/self/fd/{number}"));
         let stat = stat.map_err(|errno| gone(errno.into()))?;

@@ -21,9 +21,10 @@ use crate::error::{
     AcquireError, Busy, ChangeError, CreateError, DeleteError, IoError, OpenError, ReleaseError,
     VerifyError,
 };
-use crate::holder::{self, By, Holder, Kind, LockKind};
+use crate::holder::{self, By, Holder, Kind};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, LockFile, Refusal};
+use crate::lock_table::{FdLock, LockKind, locks_on_descriptor};
 use crate::name::{Key, Leads, Name, Naming, Place, Target};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
@@ -763,12 +764,11 @@ impl Inner {
             return Err(VerifyError::Replaced { name: name.text().to_owned(), path: name.path() });
         }
         // The caller's lease keeps this number ours.
-        let locks = holder::locks_on_descriptor(number).map_err(|source| {
+        let locks = locks_on_descriptor(number).map_err(|source| {
             VerifyError::Io(IoError::new("read /proc/self/fdinfo", name.path(), source))
         })?;
-        let ours = |lock: &holder::FdLock| {
-            lock.kind == LockKind::Ofd && lock.mode == mode && lock.range == range
-        };
+        let ours =
+            |lock: &FdLock| lock.kind == LockKind::Ofd && lock.mode == mode && lock.range == range;
         if locks.iter().any(ours) {
             Ok(())
         } else {
