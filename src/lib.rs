@@ -62,8 +62,21 @@
 //! 5. **Map** (`space.rs`, `resource.rs`): the hold and its owners, under a mutex under which no
 //!    system call is made.
 //!
-//! `lease.rs` is the way back, `holder.rs` asks the kernel who is in the way, and `kernel/` has
-//! all the `unsafe` code.
+//! `acquire.rs` is the road along all of these, at once or after a wait: `wait.rs` says how long,
+//! `watch.rs` sleeps until a file that somebody else holds is worth another look, and `helper.rs`
+//! makes the system calls that could hang past a deadline. `lease.rs` is the way back. `holder.rs`
+//! asks the kernel, by way of `lock_table.rs`, who is in the way. `snapshot.rs`, `document.rs` and
+//! `restore.rs` carry holds through an exec. `kernel/` has the `unsafe` code, all but what is
+//! `restore`'s contract.
+//!
+//! # Waiting
+//!
+//! Every acquire says how long it may take: [`Wait::NO`] tries, [`Wait::within`] has a deadline,
+//! [`Wait::FOREVER`] has none, and [`Wait::unless`] adds a [`Cancel`]. Within a space, waits are
+//! served in order, and a shared request does not pass an exclusive one that waits. Between
+//! processes nobody keeps an order, but everybody gets a turn.
+//! [`LockSpace::acquire_all`] takes several or none, and holds none while it waits for one.
+//! [`Lease::upgrade`] and [`Lease::downgrade`] change the mode of a hold without a gap.
 //!
 //! # The promise
 //!
@@ -99,7 +112,8 @@
 //! ## exec
 //!
 //! All descriptors are close-on-exec: programs that you start hold nothing of yours, and a process
-//! that executes itself anew has lost all its holds.
+//! that executes itself anew has lost all its holds, unless it does so by a `snapshot` (feature
+//! `snapshot`).
 //!
 //! ## POSIX locks of your own
 //!

@@ -310,7 +310,7 @@ impl LockSpace {
     ///
     /// # Errors
     /// Those of [`acquire`](Self::acquire), about the request that was refused;
-    /// [`BadRequest::Twice`] if two requests are about one file.
+    /// [`BadRequest::Twice`](crate::BadRequest::Twice) if two requests are about one file.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
