@@ -384,6 +384,10 @@ impl Prover {
             return Err(BadEntry::Path);
         }
         let range = wanted.range.unwrap_or(space.range);
+        // Only a directory's files are made: to remove an image in the end would lose it.
+        if wanted.origin == Origin::AutoCreated && space.place.directory().is_none() {
+            return Err(BadEntry::Malformed("only in a directory are files created".to_owned()));
+        }
         let in_memory = matches!(space.place, Place::InMemory) && wanted.origin != Origin::Opened;
         if in_memory != (wanted.origin == Origin::InMemory) || in_memory == wanted.lock_held {
             return Err(BadEntry::Malformed("what is held does not fit the naming".to_owned()));
