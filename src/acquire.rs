@@ -254,7 +254,7 @@ impl Inner {
         wanted: &Wanted<'_>,
     ) -> Result<Lease, AcquireError> {
         let wish = wanted.wish(self, owner);
-        let transition = match self.admit(wish, wanted, None)? {
+        let transition = match self.admit(wish, wanted, None, None)? {
             Admitted::Joined(name) => return Ok(self.lease(&name, &wish)),
             Admitted::Alone(transition) => transition,
             Admitted::Queued(_) => unreachable!("a try does not wait"),
@@ -294,11 +294,14 @@ impl Inner {
     }
 
     /// Joins the resource, or makes it ours alone to acquire, or puts `waiter` into its queue.
+    /// Without a waiter, who is in the way refuses it; without patience, nothing limits the wait
+    /// for another thread's system calls.
     fn admit(
         &self,
         mut wish: Wish,
         wanted: &Wanted<'_>,
-        waiter: Option<(&Arc<Waiter>, &Patience)>,
+        waiter: Option<&Arc<Waiter>>,
+        patience: Option<&Patience>,
     ) -> Result<Admitted<'_>, AcquireError> {
         let text = &*wanted.text;
         let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
@@ -306,10 +309,10 @@ impl Inner {
         let mut map = self.map.lock();
         loop {
             if map.is_frozen() {
-                let Some((_, patience)) = waiter else {
+                let Some(patience) = patience else {
                     return Err(AcquireError::Frozen { name: text.to_owned() });
                 };
-                let over = self.wait_for_thaw(&mut map, patience).err();
+                let over = self.wait_for_change(&mut map, patience).err();
                 match over {
                     Some(Over::Cancelled) => return Err(cancelled(text, patience)),
                     Some(Over::Deadline) => {
@@ -333,14 +336,12 @@ impl Inner {
             match (admission, waiter) {
                 (Admission::Joined, _) => return Ok(Admitted::Joined(Arc::clone(&resource.name))),
                 (Admission::Bad(why), _) => return Err(bad(why)),
-                (Admission::WhichFile, waiter) => {
+                (Admission::WhichFile, _) => {
                     let name = Arc::clone(&resource.name);
-                    let id = MutexGuard::unlocked(&mut map, || {
-                        self.which_file(&name, waiter.map(|(_, patience)| patience))
-                    });
+                    let id = MutexGuard::unlocked(&mut map, || self.which_file(&name, patience));
                     wish.id = Some(id?);
                 }
-                (_, Some((waiter, _))) => {
+                (_, Some(waiter)) => {
                     if resource.would_wait_for_itself(&wish) {
                         return Err(AcquireError::Deadlock { name: text.to_owned() });
                     }
@@ -352,7 +353,15 @@ impl Inner {
                 }
                 (Admission::NotYet, None) => {
                     resource.watched = true;
-                    self.settled.wait(&mut map);
+                    let name = Arc::clone(&resource.name);
+                    match patience {
+                        None => self.settled.wait(&mut map),
+                        Some(patience) => {
+                            let waited = self.wait_for_change(&mut map, patience);
+                            let late = |over| late_error(over, text, &name.path(), patience);
+                            waited.map_err(late)?;
+                        }
+                    }
                 }
                 (Admission::Refused(held, owners), None) => {
                     let name = Arc::clone(&resource.name);
@@ -451,8 +460,8 @@ impl Inner {
             if patience.over() == Some(Over::Cancelled) {
                 return Err(cancelled(&wanted.text, patience));
             }
-            let queue = (refused == Refused::Waits).then_some((&waiter, patience));
-            match self.admit(wish, wanted, queue) {
+            let queue = (refused == Refused::Waits).then_some(&waiter);
+            match self.admit(wish, wanted, queue, Some(patience)) {
                 Ok(Admitted::Joined(name)) => return Ok(self.lease(&name, &wish)),
                 Ok(Admitted::Alone(transition)) => {
                     let inherited = Inherited::Nothing;
@@ -754,7 +763,7 @@ impl Inner {
             }
             let Ok(busy) = busy else {
                 let mut map = self.map.lock();
-                let _ = map.is_frozen() && self.wait_for_thaw(&mut map, patience).is_ok();
+                let _ = map.is_frozen() && self.wait_for_change(&mut map, patience).is_ok();
                 continue;
             };
             match self.number_if_held_outside(name, &busy) {

@@ -540,8 +540,9 @@ impl Inner {
         })
     }
 
-    /// Sleeps until the space may not be frozen any more, or the wait is over.
-    pub(crate) fn wait_for_thaw(
+    /// Sleeps until a transition that is watched may have ended, or a snapshot, or the wait is
+    /// over.
+    pub(crate) fn wait_for_change(
         &self,
         map: &mut MutexGuard<'_, Map>,
         patience: &Patience,
@@ -549,7 +550,7 @@ impl Inner {
         if let Some(over) = patience.over() {
             return Err(over);
         }
-        // A cancel does not ring here, but a snapshot does not last.
+        // A cancel does not ring here, but neither lasts long where all is well.
         self.settled.wait_until(map, patience.until_or_in(Duration::from_millis(10)));
         Ok(())
     }
@@ -851,7 +852,7 @@ impl<'a> Transition<'a> {
         while let Some(Resource { state: State::Awaited(claim), .. }) = map.find(self.name.text()) {
             let claim = *claim;
             if map.is_frozen() {
-                self.inner.wait_for_thaw(&mut map, patience)?;
+                self.inner.wait_for_change(&mut map, patience)?;
             } else if let Some(resource) = map.find(self.name.text()) {
                 resource.state = State::Acquiring(claim);
             }
