@@ -37,6 +37,7 @@ pub(crate) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
     id: FileId,
+    local: bool,
 }
 
 impl Directory {
@@ -78,7 +79,7 @@ impl Directory {
         let fd = fd.and_then(|fd| if needs_raising(&fd) { raised(&fd) } else { Ok(fd) });
         let fd = fd.map_err(|errno| failed("openat")(errno.into()))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?;
-        Ok(Self { id: FileId::from(&stat), fd, path: absolute })
+        Ok(Self { id: FileId::from(&stat), local: is_local(&fd), fd, path: absolute })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -88,6 +89,11 @@ impl Directory {
     /// The device that its file system is known by.
     pub(crate) fn device(&self) -> u64 {
         self.id.dev
+    }
+
+    /// Whether it is on a file system whose locks and lookups cannot hang.
+    pub(crate) fn is_local(&self) -> bool {
+        self.local
     }
 
     /// Whether its path still leads to it.
@@ -100,6 +106,21 @@ impl AsFd for Directory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether it is on a file system that answers from the kernel's memory, unlike NFS, FUSE or cluster
+/// file systems.
+pub(crate) fn is_local(fd: impl AsFd) -> bool {
+    const EXT: u64 = 0xef53;
+    const XFS: u64 = 0x5846_5342;
+    const BTRFS: u64 = 0x9123_683e;
+    const F2FS: u64 = 0xf2f5_2010;
+    const TMPFS: u64 = 0x0102_1994;
+    const RAMFS: u64 = 0x8584_58f6;
+    const ZFS: u64 = 0x2fc1_2fc1;
+    #[allow(clippy::unnecessary_cast)] // its type differs by target
+    let magic = rustix::fs::fstatfs(fd).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+    [EXT, XFS, BTRFS, F2FS, TMPFS, RAMFS, ZFS].contains(&magic)
 }
 
 fn make(path: &Path, mode: u32) -> io::Result<()> {

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::directory::{Directory, FileId, needs_raising, raised};
+use crate::directory::{Directory, FileId, is_local, needs_raising, raised};
 use crate::error::{BadRequest, IoError};
 use crate::kernel::ofd;
 use crate::lock_table::{LockKind, locks_on_descriptor};
@@ -219,19 +219,9 @@ impl LockFile {
         self.local
     }
 
-    /// Asks which file system it is: local ones answer from the kernel's memory, unlike NFS,
-    /// FUSE or cluster file systems. May hang.
+    /// Asks the file system what it is. May hang.
     pub(crate) fn learn_whether_local(&mut self) {
-        const EXT: u64 = 0xef53;
-        const XFS: u64 = 0x5846_5342;
-        const BTRFS: u64 = 0x9123_683e;
-        const F2FS: u64 = 0xf2f5_2010;
-        const TMPFS: u64 = 0x0102_1994;
-        const RAMFS: u64 = 0x8584_58f6;
-        const ZFS: u64 = 0x2fc1_2fc1;
-        #[allow(clippy::unnecessary_cast)] // its type differs by target
-        let magic = rustix::fs::fstatfs(&self.fd).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
-        self.local = [EXT, XFS, BTRFS, F2FS, TMPFS, RAMFS, ZFS].contains(&magic);
+        self.local = self.local || is_local(&self.fd);
     }
 
     /// Ends the hold: unlinks the lock file if `unlink` says in which mode it is held, unlocks,
@@ -300,7 +290,13 @@ impl LockFile {
         let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
         check_file(&stat, &name.path(), ask)?;
         let writable = !matches!(name.leads(), Leads::To(_)) || ask.writes();
-        let file = Self { id: FileId::from(&stat), fd, range: ask.range, writable, local: false };
+        let id = FileId::from(&stat);
+        let local = match name.leads() {
+            Leads::In(directory, _) => directory.is_local() && directory.device() == id.dev,
+            // Asked when somebody waits.
+            Leads::To(_) | Leads::Nowhere => false,
+        };
+        let file = Self { fd, id, range: ask.range, writable, local };
         match needs_raising(&file.fd).then(|| raised(&file.fd)) {
             None => Ok(Some((file, created))),
             Some(Ok(fd)) => Ok(Some((Self { fd, ..file }, created))),
