@@ -766,7 +766,7 @@ impl Inner {
                 let _ = map.is_frozen() && self.wait_for_change(&mut map, patience).is_ok();
                 continue;
             };
-            match self.number_if_held_outside(name, &busy) {
+            match self.number_if_refused_by_kernel(name, &busy) {
                 Some(number) => {
                     watch.get_or_insert_with(|| self.process.watchers.watch(number)).sleep(patience)
                 }
@@ -781,11 +781,12 @@ impl Inner {
         upgraded
     }
 
-    /// The descriptor to watch, where who is in the way is not in this space.
-    fn number_if_held_outside(&self, name: &Name, busy: &Busy) -> Option<RawFd> {
+    /// The descriptor to watch, where who is in the way is not among the resource's owners: outside
+    /// of this space, or here by another name of the file.
+    fn number_if_refused_by_kernel(&self, name: &Name, busy: &Busy) -> Option<RawFd> {
         let mut map = self.map.lock();
         let file = map.find(name.text())?.hold()?.file.as_ref()?;
-        busy.held().is_none().then(|| file.number())
+        busy.file().map(|_| file.number())
     }
 
     /// Tries to hold it in another mode. A conversion that is refused changes nothing.
@@ -799,15 +800,20 @@ impl Inner {
         to: Mode,
     ) -> Result<Result<(), Busy>, AcquireError> {
         let bad = |why| AcquireError::Bad { name: name.text().to_owned(), why };
+        let mut rings = Rings::default();
         let mut map = self.map.lock();
         let file = loop {
             if map.is_frozen() {
                 return Err(AcquireError::Frozen { name: name.text().to_owned() });
             }
             let resource = map.find(name.text()).expect("a lease has its hold");
-            match resource.begin_conversion(owner, to) {
+            match resource.begin_conversion(owner, to, &mut rings) {
                 Conversion::Begun(file) => break file,
-                Conversion::Done => return Ok(Ok(())),
+                Conversion::Done => {
+                    drop(map);
+                    rings.ring();
+                    return Ok(Ok(()));
+                }
                 Conversion::NotUpgradable => return Err(bad(BadRequest::NotUpgradable)),
                 Conversion::Refused(mode, owners) => {
                     return Ok(Err(Busy::inside(Arc::clone(name), to, mode, owners)));

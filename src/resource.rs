@@ -263,11 +263,14 @@ impl Resource {
     /// Whether this owner, or one of its waits that comes first, stands in its own way.
     pub(crate) fn would_wait_for_itself(&self, wish: &Wish) -> bool {
         let holds = match &self.state {
+            // What nobody waits for any more will be given back.
+            State::Acquiring(Claim { stuck_since: Some(_), .. }) | State::Releasing => false,
             State::Acquiring(claim) | State::Awaited(claim) => {
                 claim.owner == wish.owner && !claim.mode.compatible(wish.mode)
             }
-            State::Held(hold) | State::Converting(hold) => hold.owners.has(wish.owner),
-            State::Releasing => false,
+            State::Held(hold) | State::Converting(hold) => {
+                hold.owners.has(wish.owner) && !hold.mode.compatible(wish.mode)
+            }
         };
         let mut queued = self.queue.iter().flat_map(|queue| &queue.waiting);
         holds
@@ -317,24 +320,39 @@ impl Resource {
         self.let_in(rings);
     }
 
-    /// Lets those at the head of the queue join what is held.
+    /// Lets those in the queue join what is held who may: the ones at its head, and, wherever they
+    /// are, those of owners who hold it already, as they would wait for themselves.
     pub(crate) fn let_in(&mut self, rings: &mut Rings) {
         let (State::Held(hold), Some(queue)) = (&mut self.state, &mut self.queue) else { return };
-        while let Some(first) = queue.waiting.front() {
-            if first.upgrades || !hold.mode.compatible(first.wish.mode) {
-                // An upgrader looks for itself when it is the only one left.
-                if first.upgrades && hold.owners.total() == 1 {
-                    rings.add(&first.waiter.bell);
-                }
-                return;
+        if hold.mode == Mode::Exclusive {
+            return;
+        }
+        let mut behind = false;
+        queue.waiting.retain(|queued| {
+            let wish = &queued.wish;
+            if queued.upgrades || wish.mode == Mode::Exclusive {
+                behind = true;
+            } else if !behind || hold.owners.has(wish.owner) {
+                let grant = match hold.join(wish) {
+                    Admission::Joined => Grant::Joined,
+                    Admission::Bad(why) => Grant::Bad(why),
+                    _ => Grant::Again,
+                };
+                rings.grant(&queued.waiter, grant);
+                return false;
             }
-            let grant = match hold.join(&first.wish) {
-                Admission::Joined => Grant::Joined,
-                Admission::Bad(why) => Grant::Bad(why),
-                _ => Grant::Again,
-            };
-            rings.grant(&first.waiter, grant);
-            queue.waiting.pop_front();
+            true
+        });
+    }
+
+    /// Tells who waits to become exclusive that it is the only one left.
+    fn tell_upgrader(&self, rings: &mut Rings) {
+        let first = self.queue.as_ref().and_then(|queue| queue.waiting.front());
+        if let (State::Held(hold), Some(first)) = (&self.state, first)
+            && first.upgrades
+            && hold.owners.total() == 1
+        {
+            rings.add(&first.waiter.bell);
         }
     }
 
@@ -354,7 +372,7 @@ impl Resource {
     pub(crate) fn left(&mut self, rings: &mut Rings) -> Option<Hold> {
         let State::Held(hold) = &self.state else { return None };
         if !hold.owners.is_empty() {
-            self.let_in(rings);
+            self.tell_upgrader(rings);
             return None;
         }
         let passes = self.queue.as_mut().is_some_and(|queue| queue.can_inherit(hold));
@@ -371,7 +389,12 @@ impl Resource {
     }
 
     /// Hands the file out to change the lock's mode, if this is the only hold.
-    pub(crate) fn begin_conversion(&mut self, owner: OwnerId, to: Mode) -> Conversion {
+    pub(crate) fn begin_conversion(
+        &mut self,
+        owner: OwnerId,
+        to: Mode,
+        rings: &mut Rings,
+    ) -> Conversion {
         let State::Held(hold) = &mut self.state else { return Conversion::NotYet };
         if hold.mode == to {
             return Conversion::Done;
@@ -384,6 +407,7 @@ impl Resource {
         }
         let Some(file) = hold.file.take() else {
             hold.mode = to;
+            self.let_in(rings);
             return Conversion::Done;
         };
         if let State::Held(hold) = std::mem::replace(&mut self.state, State::Releasing) {

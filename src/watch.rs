@@ -115,8 +115,10 @@ impl Watcher {
         let mut events = Reader::new(&self.inotify, &mut buffer);
         let mut told = false;
         while let Ok(event) = events.next() {
-            // That a watch is gone comes as an event of its own, perhaps after the next one began.
-            let ours = Some(event.wd()) == watch && !event.events().contains(ReadFlags::IGNORED);
+            // That a watch is gone comes as an event of its own (`IN_IGNORED`). If it is about this
+            // one, its predecessor had told something, but was not gone yet when this one began:
+            // the kernel took both for one, and it is gone now.
+            let ours = Some(event.wd()) == watch;
             told |= ours || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
         }
         told
