@@ -767,9 +767,9 @@ impl Inner {
                 continue;
             };
             match self.number_if_refused_by_kernel(name, &busy) {
-                Some(number) => {
-                    watch.get_or_insert_with(|| self.process.watchers.watch(number)).sleep(patience)
-                }
+                Some((number, id)) => watch
+                    .get_or_insert_with(|| self.process.watchers.watch(number, id))
+                    .sleep(patience),
                 None => patience.bell.sleep(patience.until()),
             }
         };
@@ -783,10 +783,10 @@ impl Inner {
 
     /// The descriptor to watch, where who is in the way is not among the resource's owners: outside
     /// of this space, or here by another name of the file.
-    fn number_if_refused_by_kernel(&self, name: &Name, busy: &Busy) -> Option<RawFd> {
+    fn number_if_refused_by_kernel(&self, name: &Name, busy: &Busy) -> Option<(RawFd, FileId)> {
         let mut map = self.map.lock();
         let file = map.find(name.text())?.hold()?.file.as_ref()?;
-        busy.file().map(|_| file.number())
+        busy.file().map(|_| (file.number(), file.id()))
     }
 
     /// Tries to hold it in another mode. A conversion that is refused changes nothing.
@@ -943,7 +943,7 @@ impl Head<'_> {
             true => Origin::Opened,
             false => origin(self.wish.auto_create),
         };
-        let mut watch = self.inner.process.watchers.watch(file.number());
+        let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
         loop {
             // Also when it has only just been refused: the watch began after that.
             let (again, retried) = self.retry(file, origin)?;

@@ -21,6 +21,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
 use rustix::io::Errno;
 
+use crate::directory::FileId;
 use crate::wait::{Bell, Patience};
 
 /// How often whoever watches must look for itself.
@@ -30,6 +31,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// doubling of that ends.
 const FIRST_LOOK: Duration = Duration::from_micros(50);
 const LAST_LOOK: Duration = Duration::from_micros(1600);
+
+/// Of several processes that wait for one file, the kernel tells always the same one first. So who
+/// has been too late for it lately leaves it to others for so many turns after its own, by waking
+/// that much later. Who was never too late has no rivals, and does not step back.
+const STEP_BACK: u32 = 4;
+const LATER: Duration = Duration::from_micros(150);
+
+/// For so long a process remembers that it has rivals for a file.
+const REMEMBERED: Duration = Duration::from_millis(200);
 
 /// How many inotify instances a process keeps at most.
 const INSTANCES: usize = 16;
@@ -42,6 +52,8 @@ pub(crate) struct Watchers(Mutex<Pool>);
 struct Pool {
     idle: Vec<Watcher>,
     made: usize,
+    /// The files that somebody else was faster to lock, and when; hardly ever more than a few.
+    rivals: Vec<(FileId, Instant)>,
 }
 
 struct Watcher {
@@ -61,17 +73,42 @@ pub(crate) struct Watch<'a> {
     armed: Option<i32>,
     /// Something has happened to the file lately: when to look again.
     soon: Option<Duration>,
+    id: FileId,
+    /// How often somebody else was faster.
+    lost: u32,
+    has_rivals: bool,
 }
 
 impl Watchers {
     /// Watches the file that this process has open under this number. By the number, so that it is
     /// that file whatever becomes of its name.
-    pub(crate) fn watch(&self, number: RawFd) -> Watch<'_> {
+    pub(crate) fn watch(&self, number: RawFd, id: FileId) -> Watch<'_> {
         let file = format!("/proc/self/fd/{number}");
-        let mut watch =
-            Watch { watchers: self, file, watcher: self.take(), armed: None, soon: None };
+        let has_rivals = self.remembers_rivals(id);
+        let mut watch = Watch {
+            watchers: self,
+            file,
+            watcher: self.take(),
+            armed: None,
+            soon: None,
+            id,
+            lost: 0,
+            has_rivals,
+        };
         watch.arm();
         watch
+    }
+
+    fn remembers_rivals(&self, id: FileId) -> bool {
+        let mut pool = self.0.lock();
+        pool.rivals.retain(|(_, when)| when.elapsed() < REMEMBERED);
+        pool.rivals.iter().any(|(other, _)| *other == id)
+    }
+
+    fn remember_rivals(&self, id: FileId) {
+        let mut pool = self.0.lock();
+        pool.rivals.retain(|(other, when)| *other != id && when.elapsed() < REMEMBERED);
+        pool.rivals.push((id, Instant::now()));
     }
 
     fn take(&self) -> Option<Watcher> {
@@ -152,6 +189,9 @@ impl Watch<'_> {
     /// at first.
     pub(crate) fn sleep(&mut self, patience: &Patience) {
         if self.watcher.is_some() && self.armed.is_none() {
+            // It was looked at since, in vain.
+            self.lost += 1;
+            self.watchers.remember_rivals(self.id);
             self.arm();
             if self.armed.is_some() {
                 return;
@@ -159,7 +199,12 @@ impl Watch<'_> {
         }
         let until = patience.until_or_in(self.soon.unwrap_or(LOOK_AGAIN));
         self.soon = match self.sleep_until(&patience.bell, until) {
-            true => Some(FIRST_LOOK),
+            true => {
+                if self.has_rivals && self.lost < STEP_BACK {
+                    patience.bell.sleep(Some(patience.until_or_in(LATER)));
+                }
+                Some(FIRST_LOOK)
+            }
             false => self.soon.map(|pause| 2 * pause).filter(|pause| *pause <= LAST_LOOK),
         };
     }
