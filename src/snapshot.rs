@@ -189,7 +189,8 @@ impl Snapshot {
     /// another thread spawns in that moment inherits them too. That weakens no lock.
     ///
     /// What else the command was told to change in its child (standard streams, ids) stays
-    /// changed after a failure: tell it nothing of the kind.
+    /// changed after a failure: tell it nothing of the kind. `env_clear` and `arg0` cannot be
+    /// learned from a command, and have no effect here: use `env_remove`.
     pub fn exec(self, command: &mut Command) -> ExecError {
         let mut keep = self.held.clone();
         keep.extend(self.carried.iter().map(MemoryFile::number));
