@@ -10,7 +10,7 @@
 //!
 //! ```sh
 //! cargo run --example image_lock -- --hold 60 IMAGE
-//! cargo run --example image_lock -- IMAGE
+//! cargo run --example image_lock -- --wait 30 IMAGE
 //! ```
 
 use std::error::Error;
@@ -20,27 +20,34 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use lockspace::{AcquireError, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait};
+use lockspace::{
+    AcquireError, By, Leases, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait,
+};
 
 const USAGE: &str = "\
-Usage: image_lock [--shared] [--dir DIR | --direct] [--sha256] [--owner N] [--hold SECONDS] IMAGE
+Usage: image_lock [--shared] [--dir DIR | --direct] [--sha256] [--owner N] [--wait SECONDS]
+                  [--hold SECONDS] IMAGE...
        image_lock
 
-Locks a disk image, prints `locked IMAGE as LOCKFILE`, and releases it again. If it is held, tells
-who holds it. Without arguments: a show, on images of its own.
+Locks disk images, all or none, prints `locked IMAGE as LOCKFILE` for each, and releases them again.
+If one is held, tells who holds it. Without arguments: a show, on images of its own.
 
   --shared        beside other shared holds, for an image that is only read
   --dir DIR       lock files in DIR, instead of a directory of this user's own
-  --direct        lock the image itself, without a lock file
-  --sha256        name the lock file as libvirt does, instead of by MD5 (feature `sha256`)
-  --owner N       hold it for owner N, instead of for this process
-  --hold SECONDS  hold it that long, or until killed
+  --direct        lock the images themselves, without a lock file
+  --sha256        name the lock files as libvirt does, instead of by MD5 (feature `sha256`)
+  --owner N       hold them for owner N, instead of for this process
+  --wait SECONDS  wait that long for what is held, and tell on standard error, once a second, who
+                  holds it; 0, as without this, tries once
+  --hold SECONDS  hold them that long, or until killed
 
 Programs exclude each other only if they lock the same file: same --dir and naming, or --direct.
 
-Exit status: 0 it was locked, 1 it was not, 2 wrong usage.";
+Exit status: 0 all were locked, 1 none was, 2 wrong usage.";
 
 fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -74,8 +81,9 @@ struct Options {
     sha256: bool,
     mode: Mode,
     owner: OwnerId,
+    wait: Option<Duration>,
     hold: Option<Duration>,
-    image: PathBuf,
+    images: Vec<PathBuf>,
 }
 
 /// Which file is locked for an image.
@@ -88,8 +96,8 @@ enum Place {
 /// Locks, says so, holds; or tells who is in the way.
 fn lock(options: &Options, out: &mut impl Write) -> Result<ExitCode, Box<dyn Error>> {
     let space = options.open_space()?;
-    let lease = match space.acquire(options.owner, options.request(), Wait::NO) {
-        Ok(lease) => lease,
+    let leases = match options.acquire(&space) {
+        Ok(leases) => leases,
         Err(AcquireError::Busy(busy)) => {
             writeln!(out, "{busy}")?;
             for holder in space.holders(busy.name())? {
@@ -99,14 +107,33 @@ fn lock(options: &Options, out: &mut impl Write) -> Result<ExitCode, Box<dyn Err
         }
         Err(error) => return Err(error.into()),
     };
-    writeln!(out, "locked {} as {}", shown(Path::new(lease.name())), shown(lease.path()))?;
-    // Whoever reads this through a pipe must see it while the image is held.
+    for lease in &leases {
+        writeln!(out, "locked {} as {}", shown(Path::new(lease.name())), shown(lease.path()))?;
+    }
+    // Whoever reads this through a pipe must see it while the images are held.
     out.flush()?;
     if let Some(time) = options.hold {
-        std::thread::sleep(time);
+        thread::sleep(time);
     }
-    lease.release()?;
+    for lease in leases {
+        lease.release()?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells once a second who is in the way, until `waiting` ends.
+fn tell_who_holds(space: &LockSpace, images: &[PathBuf], waiting: &mpsc::Receiver<()>) {
+    let began = Instant::now();
+    while let Err(RecvTimeoutError::Timeout) = waiting.recv_timeout(Duration::from_secs(1)) {
+        for image in images {
+            // A look at one moment: it may be free by now, or not to be seen.
+            let holders = space.holders(Target::image(image)).unwrap_or_default();
+            // What this program has itself it has for a moment, while it tries all at once.
+            for holder in holders.iter().filter(|holder| !matches!(holder.by, By::Owners(_))) {
+                eprintln!("waiting, {:.0?}: {} is held by {holder}", began.elapsed(), shown(image));
+            }
+        }
+    }
 }
 
 impl Options {
@@ -128,8 +155,25 @@ impl Options {
         }
     }
 
-    fn request(&self) -> Request<'_> {
-        let request = Request::new(self.mode, Target::image(&self.image));
+    /// All images or none.
+    fn acquire(&self, space: &LockSpace) -> Result<Leases, AcquireError> {
+        let requests = || self.images.iter().map(|image| self.request(image));
+        let Some(time) = self.wait else {
+            return space.acquire_all(self.owner, requests(), Wait::NO);
+        };
+        thread::scope(|scope| {
+            let (done, waiting) = mpsc::channel::<()>();
+            let waiter = scope.spawn(move || {
+                let _done = done; // dropped when the wait ends, however it ends
+                space.acquire_all(self.owner, requests(), Wait::within(time))
+            });
+            tell_who_holds(space, &self.images, &waiting);
+            waiter.join().expect("the waiter does not panic")
+        })
+    }
+
+    fn request<'a>(&self, image: &'a Path) -> Request<'a> {
+        let request = Request::new(self.mode, Target::image(image));
         match self.place {
             Place::Direct => request,
             Place::OwnDirectory | Place::Directory(_) => request.auto_create(),
@@ -145,8 +189,8 @@ impl Task {
             return Ok(Self::Show);
         }
         let (mut directory, mut direct, mut sha256) = (None, false, false);
-        let (mut mode, mut owner, mut hold) = (Mode::Exclusive, OwnerId::this_process(), None);
-        let mut image = None;
+        let (mut mode, mut owner) = (Mode::Exclusive, OwnerId::this_process());
+        let (mut wait, mut hold, mut images) = (None, None, Vec::new());
         let mut parser = lexopt::Parser::from_args(args);
         while let Some(arg) = parser.next()? {
             match arg {
@@ -156,8 +200,9 @@ impl Task {
                 Long("direct") => direct = true,
                 Long("sha256") => sha256 = true,
                 Long("owner") => owner = OwnerId::new(parser.value()?.parse()?),
+                Long("wait") => wait = Some(parser.value()?.parse_with(seconds)?),
                 Long("hold") => hold = Some(parser.value()?.parse_with(seconds)?),
-                Value(path) if image.is_none() => image = Some(PathBuf::from(path)),
+                Value(path) => images.push(PathBuf::from(path)),
                 arg => return Err(arg.unexpected()),
             }
         }
@@ -171,8 +216,10 @@ impl Task {
         if sha256 && !cfg!(feature = "sha256") {
             return Err("--sha256: built without the feature `sha256`".into());
         }
-        let image = image.ok_or("no image is named")?;
-        Ok(Self::Lock(Options { place, sha256, mode, owner, hold, image }))
+        if images.is_empty() {
+            return Err("no image is named".into());
+        }
+        Ok(Self::Lock(Options { place, sha256, mode, owner, wait, hold, images }))
     }
 }
 
@@ -251,11 +298,15 @@ fn show(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     writeln!(out, "   Owner {backup} locks it to write")?;
     writeln!(out, "      refused: {}", refusal(space.acquire(backup, write(&base), Wait::NO)))?;
 
-    writeln!(out, "\n3. VM {vm1} stops and releases all that it held")?;
-    disk_of_vm1.release()?;
-    base_of_vm1.release()?;
-    writeln!(out, "   VM {vm2} locks the disk to write")?;
-    let disk_of_vm2 = space.acquire(vm2, write(&disk), Wait::NO)?;
+    writeln!(out, "\n3. VM {vm2} waits for the disk, ten seconds at most, while VM {vm1} stops")?;
+    let disk_of_vm2 = thread::scope(|scope| {
+        let wait = Wait::within(Duration::from_secs(10));
+        let waiter = scope.spawn(|| space.acquire(vm2, write(&disk), wait));
+        disk_of_vm1.release()?;
+        base_of_vm1.release()?;
+        let waited = waiter.join().expect("the waiter does not panic");
+        Ok::<_, Box<dyn Error>>(waited?)
+    })?;
     writeln!(out, "      granted: VM {} has {}", disk_of_vm2.owner(), disk.display())?;
 
     writeln!(out, "\n4. VM {vm2} stops, too")?;
@@ -272,7 +323,7 @@ fn show(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
         out,
         "\nNow with real processes. In one terminal, then, while it holds, in another:\n  \
          cargo run --example image_lock -- --hold 60 IMAGE\n  \
-         cargo run --example image_lock -- IMAGE"
+         cargo run --example image_lock -- --wait 30 IMAGE"
     )?;
     Ok(())
 }

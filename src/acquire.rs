@@ -68,7 +68,8 @@ impl<'a> Wanted<'a> {
             return Ok(Self::of(target, terms, None));
         };
         let (text, path) = (target.text(), target.path());
-        let looked = inner.process.helpers.run(look.lane(), patience, move || look.run(), drop);
+        let looked =
+            inner.process.helpers.run(look.lane(), patience, move || look.run(), drop, || ());
         Self::found(target, terms, in_time(looked, text, path, patience)?)
     }
 
@@ -395,7 +396,7 @@ impl Inner {
                 let lane = lane_of_path(&path);
                 let path_of_helper = path.clone();
                 let look = move || lock_file::id_at(&path_of_helper);
-                let looked = self.process.helpers.run(lane, patience, look, drop);
+                let looked = self.process.helpers.run(lane, patience, look, drop, || ());
                 in_time(looked, text, &path, patience)?
             }
         };
@@ -562,7 +563,7 @@ impl Inner {
         match head.get(inherited, wanted, refused) {
             Ok(taken) => Ok(self.granted(head.transition, wish, taken)),
             Err(End { error, by_helper: true }) => {
-                head.transition.leave_stuck();
+                head.transition.give_away();
                 Err(error)
             }
             Err(End { error, by_helper: false }) => {
@@ -928,7 +929,7 @@ impl Head<'_> {
             Origin::Existing => origin(self.wish.auto_create),
             from => from,
         };
-        let (file, retried) = self.retry(file, origin)?;
+        let (file, retried) = self.retry(file, Some(held), origin)?;
         if let Ok(Retried::Locked) = retried {
             return Ok(Some((Some(file), origin)));
         }
@@ -946,7 +947,7 @@ impl Head<'_> {
         let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
         loop {
             // Also when it has only just been refused: the watch began after that.
-            let (again, retried) = self.retry(file, origin)?;
+            let (again, retried) = self.retry(file, None, origin)?;
             file = again;
             match retried.map_err(|refusal| self.refused(refusal))? {
                 Retried::Locked => return Ok(Some((Some(file), origin))),
@@ -967,17 +968,18 @@ impl Head<'_> {
     fn retry(
         &self,
         mut file: LockFile,
+        held: Option<Mode>,
         origin: Origin,
     ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
         let mode = self.wish.mode;
         if file.is_local() {
-            let retried = file.retry(self.name(), mode, &self.inner.stale);
+            let retried = file.retry(self.name(), held, mode, &self.inner.stale);
             return Ok((file, retried));
         }
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
         let work = move || {
             file.learn_whether_local();
-            let retried = file.retry(&name, mode, &inner.stale);
+            let retried = file.retry(&name, held, mode, &inner.stale);
             (file, retried)
         };
         self.by_helper(work, move |(file, retried)| {
@@ -1001,7 +1003,8 @@ impl Head<'_> {
             inner.settle(&name, None);
         };
         let helpers = &self.inner.process.helpers;
-        match helpers.run(self.lane.clone(), self.patience, work, give_back) {
+        let leaving = || self.transition.leave_stuck();
+        match helpers.run(self.lane.clone(), self.patience, work, give_back, leaving) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(late)) => {
                 let (text, path) = (self.name().text(), self.name().path());

@@ -72,7 +72,8 @@ pub(crate) struct Late {
 
 impl Helpers {
     /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
-    /// begun, `abandoned` gets what comes of it, on the helper.
+    /// begun, `leaving` is called here, and after that `abandoned` gets what comes of it, on the
+    /// helper.
     ///
     /// # Errors
     /// That of starting a thread.
@@ -82,6 +83,7 @@ impl Helpers {
         patience: &Patience,
         work: impl FnOnce() -> T + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,
+        leaving: impl FnOnce(),
     ) -> io::Result<Result<T, Late>> {
         let stage = Arc::new(Mutex::new(Stage::Queued));
         let bell: Arc<Bell> = Arc::clone(&patience.bell);
@@ -109,9 +111,14 @@ impl Helpers {
             match (std::mem::replace(&mut *now, Stage::Abandoned), over) {
                 (Stage::Done(done), _) => return Ok(Ok(done)),
                 (was, Some(over)) => {
+                    let begun = matches!(was, Stage::Begun);
+                    if begun {
+                        // Before the helper can see that nobody waits.
+                        leaving();
+                    }
                     drop(now);
                     self.withdraw(&lane, job);
-                    return Ok(Err(Late { over, begun: matches!(was, Stage::Begun) }));
+                    return Ok(Err(Late { over, begun }));
                 }
                 (was, None) => *now = was,
             }

@@ -185,15 +185,17 @@ impl LockFile {
         self.writable
     }
 
-    /// Tries again to lock a file that was contended. What was held stays held if it is refused.
+    /// Tries again to lock an open file that is `held` in that mode, or not at all. What was held
+    /// stays held if it is refused.
     pub(crate) fn retry(
         &self,
         name: &Name,
+        held: Option<Mode>,
         mode: Mode,
         stale: &AtomicU64,
     ) -> Result<Retried, Refusal> {
-        let locked =
-            self.convert(mode).map_err(|source| IoError::new("fcntl", name.path(), source))?;
+        let failed = |source| IoError::new("fcntl", name.path(), source);
+        let locked = held == Some(mode) || self.convert(mode).map_err(failed)?;
         let identity = self.identity(name);
         if locked && !matches!(identity, Ok(Identity::Same)) {
             let _ = ofd::unlock(self.fd.as_fd(), self.range);

@@ -860,9 +860,8 @@ impl<'a> Transition<'a> {
         Ok(())
     }
 
-    /// A helper ends it, when the file system answers.
-    pub(crate) fn leave_stuck(mut self) {
-        self.ended = true;
+    /// Nobody waits for it any more. A helper ends it, when the file system answers.
+    pub(crate) fn leave_stuck(&self) {
         self.inner.change_state(&self.name, |resource, _| {
             if let State::Acquiring(claim) | State::Awaited(claim) = resource.state {
                 let stuck_since = Some(Instant::now());
@@ -870,6 +869,11 @@ impl<'a> Transition<'a> {
             }
             true
         });
+    }
+
+    /// It is another thread's to end.
+    pub(crate) fn give_away(mut self) {
+        self.ended = true;
     }
 }
 

@@ -151,12 +151,16 @@ impl Watcher {
         let mut buffer = [MaybeUninit::uninit(); 1024];
         let mut events = Reader::new(&self.inotify, &mut buffer);
         let mut told = false;
+        // One read takes them all: there are two for each time that a watch was set.
         while let Ok(event) = events.next() {
             // That a watch is gone comes as an event of its own (`IN_IGNORED`). If it is about this
             // one, its predecessor had told something, but was not gone yet when this one began:
             // the kernel took both for one, and it is gone now.
             let ours = Some(event.wd()) == watch;
             told |= ours || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            if events.is_buffer_empty() {
+                break;
+            }
         }
         told
     }

@@ -11,7 +11,7 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
 
@@ -58,13 +58,25 @@ struct Holding {
 }
 
 impl Holding {
-    fn start(mut command: Command) -> Self {
+    fn start(command: Command) -> Self {
+        Self::start_with(command, 1)
+    }
+
+    /// One that holds so many images.
+    fn start_with(mut command: Command, images: usize) -> Self {
         let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut out = BufReader::new(process.stdout.take().unwrap());
+        let out = BufReader::new(process.stdout.take().unwrap());
+        Self::of(process, out, images)
+    }
+
+    fn of(process: Child, mut out: BufReader<ChildStdout>, images: usize) -> Self {
         let mut said = String::new();
-        out.read_line(&mut said).unwrap();
+        for _ in 0..images {
+            out.read_line(&mut said).unwrap();
+        }
         let holding = Self { process, said, _out: out };
-        assert!(holding.said.starts_with("locked "), "it said {:?}", holding.said);
+        let locked = holding.said.lines().filter(|line| line.starts_with("locked "));
+        assert_eq!(locked.count(), images, "it said {:?}", holding.said);
         holding
     }
 
@@ -89,6 +101,31 @@ impl Drop for Holding {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+    }
+}
+
+/// An `image_lock --wait` that has said for whom it waits.
+struct Waiting {
+    process: Child,
+    said: String,
+    out: BufReader<ChildStdout>,
+    /// Kept open, as it says more.
+    _err: BufReader<ChildStderr>,
+}
+
+impl Waiting {
+    fn start(mut command: Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let out = BufReader::new(process.stdout.take().unwrap());
+        let mut err = BufReader::new(process.stderr.take().unwrap());
+        let mut said = String::new();
+        err.read_line(&mut said).unwrap();
+        Self { process, said, out, _err: err }
+    }
+
+    /// Until it says that it has locked so many images.
+    fn until_it_holds(self, images: usize) -> Holding {
+        Holding::of(self.process, self.out, images)
     }
 }
 
@@ -143,6 +180,7 @@ fn without_arguments_image_lock_shows_the_main_job() {
         "disk.qcow2\" is busy: held exclusive by owner 101; asked for exclusive (",
         "held by owners 101, 102 (shared, byte 0)",
         "base.qcow2\" is busy: held shared by owner 101 and 1 more; asked for exclusive (",
+        "VM 102 waits for the disk",
         "granted: VM 102 has ",
         "held: 0, lock files left: 0",
     ] {
@@ -252,6 +290,96 @@ fn sha256_names_need_the_feature_and_say_so() {
 }
 
 #[test]
+fn a_waiter_tells_who_holds_and_locks_once_the_holder_is_gone() {
+    let home = Home::new();
+    for direct in [false, true] {
+        let command = |options| match direct {
+            false => home.by_directory(options),
+            true => home.directly(options),
+        };
+        let mut first = Holding::start(command(["--hold", "600"]));
+        let waiting = Waiting::start(command(["--wait=600", "--hold=600"]));
+        let told = format!(
+            "{} is held by pid {} \"image_lock\" (exclusive, byte 0, OFD lock)\n",
+            home.image().display(),
+            first.pid()
+        );
+        assert!(waiting.said.starts_with("waiting, "), "{}", waiting.said);
+        assert!(waiting.said.ends_with(&told), "{}", waiting.said);
+        first.kill();
+        let second = waiting.until_it_holds(1);
+        assert_eq!(second.said, first.said);
+    }
+}
+
+#[test]
+fn a_wait_that_is_over_is_refused_with_the_time_and_the_holder() {
+    let home = Home::new();
+    let first = Holding::start(home.by_directory(["--hold", "600"]));
+    let (busy, pid) = ("is busy: held outside this lock space", first.pid());
+    let holder = format!("\n  pid {pid} \"image_lock\" (exclusive, byte 0, OFD lock)\n");
+    for wait in ["0", "0.05"] {
+        let refused = run(home.by_directory(["--wait", wait]));
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.out.contains(busy) && refused.out.ends_with(&holder), "{refused:?}");
+        assert_eq!(refused.out.contains(", waited "), wait != "0", "{refused:?}");
+        assert_eq!(refused.err, "", "it tells once a second");
+    }
+}
+
+#[test]
+fn several_images_are_locked_all_or_none() {
+    let home = Home::new();
+    let others = ["b.img", "c.img"].map(|name| home.path().join(name));
+    others.iter().for_each(|image| fs::write(image, "").unwrap());
+    let with_others = |mut command: Command| {
+        command.args(&others);
+        command
+    };
+
+    let mut all = Holding::start_with(with_others(home.by_directory(["--hold", "600"])), 3);
+    let images: Vec<_> = [&home.image()].into_iter().chain(&others).cloned().collect();
+    for (line, image) in all.said.lines().zip(&images) {
+        assert!(line.starts_with(&format!("locked {} as ", image.display())), "{line}");
+    }
+    assert_eq!(home.lock_files(), 3);
+    for image in &images {
+        let mut command = image_lock([OsStr::new("--dir"), home.locks().as_os_str()]);
+        command.arg(image);
+        assert_eq!(run(command).code, Some(1), "{}", image.display());
+    }
+    all.kill();
+
+    // The last of three is held: nothing is locked, and none of the others stays locked.
+    let mut command = image_lock([OsStr::new("--dir"), home.locks().as_os_str()]);
+    command.args(["--hold", "600"]).arg(&others[1]);
+    let mut last = Holding::start(command);
+    let refused = run(with_others(home.by_directory([])));
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.out.starts_with(&format!("{:?} is busy: ", others[1])), "{refused:?}");
+    assert_eq!(home.lock_files(), 1);
+
+    let waiting = Waiting::start(with_others(home.by_directory(["--wait=600", "--hold=600"])));
+    let told = format!("{} is held by pid {} ", others[1].display(), last.pid());
+    assert!(waiting.said.contains(&told), "{}", waiting.said);
+    assert_eq!(run(home.by_directory(["--wait=60"])).code, Some(0), "it waits with nothing held");
+    last.kill();
+    assert_eq!(waiting.until_it_holds(3).said, all.said);
+}
+
+#[test]
+fn an_image_that_is_named_twice_is_refused() {
+    let home = Home::new();
+    for place in [home.by_directory([]), home.directly([])] {
+        let mut command = place;
+        command.arg(home.path().join(".//a.img"));
+        let ended = run(command);
+        assert_eq!((ended.code, &*ended.out), (Some(1), ""), "{ended:?}");
+        assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
+    }
+}
+
+#[test]
 fn wrong_usage_is_told_with_the_usage_and_ends_with_2() {
     let home = Home::new();
     let image = home.image();
@@ -261,7 +389,10 @@ fn wrong_usage_is_told_with_the_usage_and_ends_with_2() {
         &["-x", image],
         &["--shared"],
         &["--shared=yes", image],
-        &[image, image],
+        &["--wait"],
+        &["--wait", "long", image],
+        &["--wait=-1", image],
+        &["--wait", "inf", image],
         &["--hold"],
         &[image, "--hold"],
         &["--hold", "soon", image],

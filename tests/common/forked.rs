@@ -40,6 +40,26 @@ pub(crate) fn fork(body: impl FnOnce()) -> Forked {
     start(body, || unsafe { libc::fork() })
 }
 
+/// Runs the calling test once more in a process of its own, whose only thread it is; `true` here,
+/// when that has passed, and `false` there.
+///
+/// For tests whose children do more than simple things. A sleeping thread stands in parking_lot's
+/// tables, and a child that is forked from beside it has the entry, but not the thread.
+pub(crate) fn ran_alone() -> bool {
+    const ALONE: &str = "LOCKSPACE_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return false;
+    }
+    let thread = std::thread::current();
+    let test = thread.name().expect("the test harness names a test's thread after it");
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([test, "--exact", "--test-threads=1", "--nocapture"])
+        .env(ALONE, "1")
+        .status();
+    assert!(status.unwrap().success(), "{test} failed in a process of its own");
+    true
+}
+
 /// As [`fork`], by the system call alone, which no `pthread_atfork` handler hears of. The body
 /// must not allocate.
 pub(crate) fn clone(body: impl FnOnce()) -> Forked {

@@ -247,3 +247,16 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Blocks signals in this thread.
+pub(crate) fn block_signals(signals: &[i32]) {
+    // SAFETY: the set is initialized by the first call, and lives through the others.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for &signal in signals {
+            libc::sigaddset(&raw mut set, signal);
+        }
+        assert_eq!(libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()), 0);
+    }
+}

@@ -1,0 +1,282 @@
+//! What waiting costs while it lasts, and what of it is left when it is over. Each test runs in a
+//! process of its own, where nobody else waits.
+
+mod common {
+    pub(crate) mod forked;
+    pub(crate) mod process;
+    pub(crate) mod waits;
+}
+
+use std::fs;
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::forked::{Gate, fork};
+use common::process::in_child;
+use common::waits::{LONG, eventually, helpers, open_below, start};
+use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
+use rustix::fs::inotify;
+use tempfile::TempDir;
+
+const A: OwnerId = OwnerId::new(1);
+const B: OwnerId = OwnerId::new(2);
+const NAME: &str = "disk";
+/// How many inotify instances may stay, each with an eventfd.
+const POOL: usize = 16;
+
+fn space_in(dir: &Path) -> LockSpace {
+    LockSpace::open(Naming::verbatim(dir)).unwrap()
+}
+
+fn auto(name: &str) -> Request<'_> {
+    Request::exclusive(name).auto_create()
+}
+
+/// The descriptors of this process, by what they lead to.
+fn descriptors(of: &str) -> Vec<String> {
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let entry = entry.unwrap();
+        let link = fs::read_link(entry.path()).ok()?.to_str()?.to_owned();
+        link.contains(of).then(|| entry.file_name().into_string().unwrap())
+    });
+    links.collect()
+}
+
+fn watches() -> usize {
+    let info = |fd: String| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    let count = |info: String| info.lines().filter(|line| line.starts_with("inotify ")).count();
+    descriptors("inotify").into_iter().map(info).map(count).sum()
+}
+
+/// Nothing but what the bounded pool may keep; the helpers in their own time.
+#[track_caller]
+fn only_the_pool_is_left(dir: &Path, threads: usize) {
+    assert_eq!(watches(), 0, "watches");
+    assert!(descriptors("inotify").len() <= POOL, "{} instances", descriptors("inotify").len());
+    assert_eq!(descriptors("eventfd").len(), descriptors("inotify").len());
+    assert_eq!(open_below(dir), 0, "descriptors");
+    eventually("the helpers end", || helpers() == 0);
+    let count = || fs::read_dir("/proc/self/task").unwrap().count();
+    eventually("no thread is left", || count() == threads);
+}
+
+/// Many threads wait at once, until the other space's holders go.
+fn many_wait(names: usize, threads: usize) {
+    let dir = TempDir::new().unwrap();
+    let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+    let names: Vec<_> = (0..names).map(|name| name.to_string()).collect();
+    let hold = |name: &String| other.acquire(A, auto(name), Wait::NO).unwrap();
+    let holds: Vec<_> = names.iter().map(hold).collect();
+    let (done, results) = mpsc::channel();
+    let started: Vec<_> = (0..threads)
+        .map(|number| {
+            let (space, done) = (space.clone(), done.clone());
+            let name = names[number % names.len()].clone();
+            let body = move || {
+                let wait = Wait::within(2 * LONG);
+                let granted = space.acquire(OwnerId::new(number as u64), auto(&name), wait);
+                done.send(granted.map(drop).map_err(|error| error.to_string())).unwrap();
+            };
+            thread::Builder::new().stack_size(128 * 1024).spawn(body).unwrap()
+        })
+        .collect();
+    // All are refused for the sake of those who wait, so all have asked.
+    for name in &names {
+        eventually("somebody waits for it", || {
+            let tried = space.acquire(A, auto(name), Wait::NO);
+            assert!(matches!(tried, Err(AcquireError::Busy(_))), "{tried:?}");
+            true
+        });
+    }
+    assert!(descriptors("inotify").len() <= POOL && watches() <= POOL);
+    drop(holds);
+    for _ in 0..threads {
+        results.recv_timeout(2 * LONG).expect("all end").unwrap();
+    }
+    started.into_iter().for_each(|thread| thread.join().unwrap());
+    assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "files are left");
+    only_the_pool_is_left(dir.path(), 1);
+}
+
+#[test]
+fn a_thousand_threads_can_wait_for_a_thousand_resources() {
+    in_child(|| many_wait(1_000, 1_000));
+}
+
+#[test]
+fn a_thousand_threads_can_wait_for_one_resource() {
+    in_child(|| many_wait(1, 1_000));
+}
+
+/// Takes every inotify instance that this user may still have.
+fn exhaust_inotify() -> Vec<std::os::fd::OwnedFd> {
+    let flags = inotify::CreateFlags::CLOEXEC;
+    let taken: Vec<_> = std::iter::from_fn(|| inotify::init(flags).ok()).collect();
+    assert!(inotify::init(flags).is_err());
+    taken
+}
+
+#[test]
+fn without_inotify_the_results_are_the_same() {
+    in_child(|| {
+        let taken = exhaust_inotify();
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let acquire = |wait| {
+            let space = space.clone();
+            start(move || space.acquire(B, auto(NAME), wait).map(drop))
+        };
+        let hold = || other.acquire(A, auto(NAME), Wait::NO).unwrap();
+        // Granted, late, cancelled.
+        let lease = hold();
+        let waiting = acquire(Wait::within(LONG)).sleeps();
+        drop(lease);
+        waiting.join().unwrap();
+        let lease = hold();
+        let (started, short) = (Instant::now(), Duration::from_millis(30));
+        let refused = space.acquire(B, auto(NAME), Wait::within(short));
+        assert!(matches!(refused, Err(AcquireError::Busy(_))) && started.elapsed() >= short);
+        let cancel = Cancel::new();
+        let waiting = acquire(Wait::FOREVER.unless(&cancel)).sleeps();
+        cancel.cancel();
+        assert!(matches!(waiting.join(), Err(AcquireError::Cancelled { .. })));
+        drop(lease);
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+        assert_eq!(descriptors("inotify").len(), taken.len(), "there was one to be had");
+        assert_eq!(descriptors("eventfd").len(), 0, "half a watcher is left");
+    });
+}
+
+#[test]
+fn no_watch_descriptor_or_thread_is_left_after_the_last_wait() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        // A watch goes with its file, so this one stays.
+        space.create(NAME).unwrap();
+        for round in 0..30 {
+            let lease = other.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+            let cancel = Cancel::new();
+            let waiting = [2, 3, 4].map(|owner| {
+                let (space, wait) = (space.clone(), Wait::FOREVER.unless(&cancel));
+                let owner = OwnerId::new(owner);
+                start(move || space.acquire(owner, Request::exclusive(NAME), wait).map(drop))
+                    .sleeps()
+            });
+            if round % 2 == 0 {
+                cancel.cancel();
+            }
+            drop(lease);
+            for waiting in waiting {
+                let _ = waiting.join();
+            }
+        }
+        only_the_pool_is_left(dir.path(), 1);
+    });
+}
+
+/// The signals that this process catches, ignores or blocks.
+fn signals() -> Vec<String> {
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
+    let of_signals = |line: &&str| line.starts_with("Sig") && !line.starts_with("SigQ");
+    status.lines().filter(of_signals).map(str::to_owned).collect()
+}
+
+#[test]
+fn waiting_changes_no_signal_handler_and_no_mask() {
+    in_child(|| {
+        let before = signals();
+        assert_eq!(before.len(), 4);
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let lease = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+        let waiting = {
+            let space = space.clone();
+            start(move || {
+                let (before, result) = (signals(), space.acquire(B, auto(NAME), Wait::FOREVER));
+                assert_eq!(signals(), before);
+                result.map(drop)
+            })
+        };
+        let waiting = waiting.sleeps();
+        assert_eq!(signals(), before);
+        drop(lease);
+        waiting.join().unwrap();
+        assert_eq!(signals(), before);
+    });
+}
+
+fn cpu_time() -> Duration {
+    // SAFETY: all zeros are a valid `rusage`, which the call fills in and outlives it.
+    #[allow(unsafe_code, reason = "getrusage, which rustix does not have")]
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &raw mut usage), 0);
+        usage
+    };
+    let time = |t: libc::timeval| Duration::new(t.tv_sec as u64, t.tv_usec as u32 * 1000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+#[test]
+fn a_process_that_waits_uses_hardly_any_time() {
+    let dir = TempDir::new().unwrap();
+    let other = space_in(dir.path());
+    let _lease = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+    in_child(|| {
+        let space = space_in(dir.path());
+        let (before, started) = (cpu_time(), Instant::now());
+        let refused = space.acquire(B, auto(NAME), Wait::within(Duration::from_millis(1200)));
+        assert!(matches!(refused, Err(AcquireError::Busy(_))));
+        let (used, wall) = (cpu_time() - before, started.elapsed());
+        assert!(used < wall / 20, "{used:?} of {wall:?}");
+    });
+}
+
+#[test]
+fn a_process_that_waits_to_become_exclusive_uses_hardly_any_time() {
+    let dir = TempDir::new().unwrap();
+    let other = space_in(dir.path());
+    let _lease = other.acquire(A, Request::shared(NAME).auto_create(), Wait::NO).unwrap();
+    in_child(|| {
+        let space = space_in(dir.path());
+        let mut lease = space.acquire(B, Request::shared(NAME), Wait::NO).unwrap();
+        let (before, started) = (cpu_time(), Instant::now());
+        let refused = lease.upgrade(Wait::within(Duration::from_millis(1200)));
+        assert!(matches!(refused, Err(AcquireError::Busy(_))));
+        let (used, wall) = (cpu_time() - before, started.elapsed());
+        assert!(used < wall / 20, "{used:?} of {wall:?}");
+    });
+}
+
+#[test]
+fn a_child_of_a_process_that_waits_can_wait_itself() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let lease = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+        let waiting = start({
+            let space = space.clone();
+            move || space.acquire(B, auto(NAME), Wait::FOREVER).map(drop)
+        });
+        // Its helper is idle soon: the child must not count on it.
+        let waiting = waiting.sleeps();
+        let ready = Gate::new();
+        let child = fork(|| {
+            let refused = space.acquire(B, auto(NAME), Wait::FOREVER);
+            assert!(matches!(refused, Err(AcquireError::Forked { .. })), "{refused:?}");
+            let mine = space_in(dir.path());
+            let wait = Wait::within(Duration::from_millis(50));
+            assert!(matches!(mine.acquire(A, auto(NAME), wait), Err(AcquireError::Busy(_))));
+            ready.open();
+            drop(mine.acquire(A, auto(NAME), Wait::within(LONG)).unwrap());
+        });
+        ready.wait();
+        drop(lease);
+        waiting.join().unwrap();
+        child.join();
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+    });
+}
