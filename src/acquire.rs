@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::directory::FileId;
 use crate::error::{AcquireError, BadRequest, Busy, IoError};
@@ -25,8 +25,8 @@ use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
 use crate::name::{Leads, Means, Name, Place, Target};
 use crate::request::{Mode, OwnerId, Request, Terms};
 use crate::resource::{
-    Admission, Claim, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings, State,
-    Waiter, Wish,
+    ANSWER, Admission, Claim, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings,
+    State, Waiter, Wish,
 };
 use crate::space::{Inner, Transition};
 use crate::wait::{Begun, Over, Patience, Wait};
@@ -68,8 +68,14 @@ impl<'a> Wanted<'a> {
             return Ok(Self::of(target, terms, None));
         };
         let (text, path) = (target.text(), target.path());
-        let looked =
-            inner.process.helpers.run(look.lane(), patience, move || look.run(), drop, || ());
+        let looked = inner.process.helpers.run(
+            look.lane(),
+            patience,
+            false,
+            move || look.run(),
+            drop,
+            || (),
+        );
         Self::found(target, terms, in_time(looked, text, path, patience)?)
     }
 
@@ -349,14 +355,20 @@ impl Inner {
                     resource.enqueue(wish, Arc::clone(waiter));
                     return Ok(Admitted::Queued(Arc::clone(&resource.name)));
                 }
-                (_, None) if resource.stuck_since().is_some() => {
-                    return Err(stuck(resource));
-                }
-                (Admission::NotYet, None) => {
+                (_, None) if resource.is_stuck() => return Err(stuck(resource)),
+                (admission, None)
+                    if matches!(admission, Admission::NotYet)
+                        || resource.stuck_since().is_some() =>
+                {
                     resource.watched = true;
                     let name = Arc::clone(&resource.name);
                     match patience {
-                        None => self.settled.wait(&mut map),
+                        None => match resource.stuck_since() {
+                            Some(since) => {
+                                let _ = self.settled.wait_until(&mut map, since + ANSWER);
+                            }
+                            None => self.settled.wait(&mut map),
+                        },
                         Some(patience) => {
                             let waited = self.wait_for_change(&mut map, patience);
                             let late = |over| late_error(over, text, &name.path(), patience);
@@ -368,7 +380,7 @@ impl Inner {
                     let name = Arc::clone(&resource.name);
                     return Err(AcquireError::Busy(Busy::inside(name, wish.mode, held, owners)));
                 }
-                (Admission::RefusedOutside, None) => {
+                (Admission::RefusedOutside | Admission::NotYet, None) => {
                     let name = Arc::clone(&resource.name);
                     return Err(AcquireError::Busy(Busy::outside(name, wish.mode)));
                 }
@@ -396,7 +408,7 @@ impl Inner {
                 let lane = lane_of_path(&path);
                 let path_of_helper = path.clone();
                 let look = move || lock_file::id_at(&path_of_helper);
-                let looked = self.process.helpers.run(lane, patience, look, drop, || ());
+                let looked = self.process.helpers.run(lane, patience, false, look, drop, || ());
                 in_time(looked, text, &path, patience)?
             }
         };
@@ -473,7 +485,10 @@ impl Inner {
                 {
                     Grant::Joined => return Ok(self.lease(&name, &wish)),
                     Grant::Acquire(inherited) => {
-                        let transition = Transition::granted(self, name);
+                        let bad = |why| AcquireError::Bad { name: wanted.text.to_os_string(), why };
+                        let make = || self.name(wanted).map_err(bad);
+                        let opened = wanted.opened.is_some();
+                        let transition = Transition::inherited(self, name, opened, make)?;
                         return self.head(transition, inherited, &wish, wanted, patience, refused);
                     }
                     Grant::Bad(why) => {
@@ -524,7 +539,7 @@ impl Inner {
             return Ok(grant);
         }
         let resource = map.find(name.text()).expect("it is in the map while somebody waits");
-        resource.dequeue(waiter, &mut rings);
+        resource.dequeue(waiter);
         let error = match over {
             Over::Cancelled => cancelled(name.text(), patience),
             Over::Deadline if resource.stuck_since().is_some() => AcquireError::Stuck {
@@ -543,6 +558,7 @@ impl Inner {
                 AcquireError::Busy(busy.after(patience.waited()))
             }
         };
+        map.let_in(name, &mut rings);
         drop(map);
         rings.ring();
         Err(error)
@@ -725,8 +741,13 @@ impl Inner {
             Begun::Try => None,
             Begun::Wait(patience) => Some(patience),
         };
-        let Err(busy) = self.convert(name, owner, Mode::Exclusive)? else { return Ok(()) };
-        let Some(patience) = patience else { return Err(AcquireError::Busy(busy)) };
+        let refused = match self.convert(name, owner, Mode::Exclusive) {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(busy)) => AcquireError::Busy(busy),
+            Err(frozen @ AcquireError::Frozen { .. }) => frozen,
+            Err(error) => return Err(error),
+        };
+        let Some(patience) = patience else { return Err(refused) };
         self.as_wait_of(owner, &patience, || self.wait_to_upgrade(name, owner, &patience))
     }
 
@@ -775,8 +796,12 @@ impl Inner {
             }
         };
         let mut rings = Rings::default();
-        if let Some(resource) = self.map.lock().find(name.text()) {
-            resource.dequeue(&waiter, &mut rings);
+        {
+            let mut map = self.map.lock();
+            if let Some(resource) = map.find(name.text()) {
+                resource.dequeue(&waiter);
+            }
+            map.let_in(name, &mut rings);
         }
         rings.ring();
         upgraded
@@ -911,7 +936,7 @@ impl Head<'_> {
                 taken
             };
             let mode = self.wish.mode;
-            self.by_helper(work, move |taken| match taken {
+            self.by_helper(false, work, move |taken| match taken {
                 Ok((Some(file), origin)) => Some((file, unlink_of(origin, mode))),
                 _ => None,
             })?
@@ -929,7 +954,7 @@ impl Head<'_> {
             Origin::Existing => origin(self.wish.auto_create),
             from => from,
         };
-        let (file, retried) = self.retry(file, Some(held), origin)?;
+        let (file, retried) = self.retry(file, origin, Some(held))?;
         if let Ok(Retried::Locked) = retried {
             return Ok(Some((Some(file), origin)));
         }
@@ -947,7 +972,7 @@ impl Head<'_> {
         let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
         loop {
             // Also when it has only just been refused: the watch began after that.
-            let (again, retried) = self.retry(file, None, origin)?;
+            let (again, retried) = self.retry(file, origin, None)?;
             file = again;
             match retried.map_err(|refusal| self.refused(refusal))? {
                 Retried::Locked => return Ok(Some((Some(file), origin))),
@@ -964,34 +989,55 @@ impl Head<'_> {
         }
     }
 
-    /// One more try on an open file: here where it cannot hang, else by a helper.
+    /// One more try on an open file, which is held in mode `held` already where it was inherited:
+    /// here where it cannot hang, else by a helper.
     fn retry(
         &self,
-        mut file: LockFile,
-        held: Option<Mode>,
+        file: LockFile,
         origin: Origin,
+        held: Option<Mode>,
     ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
-        let mode = self.wish.mode;
+        let (mode, opened) = (self.wish.mode, self.wish.opened);
+        let retry = move |file: &LockFile, inner: &Inner, name: &Name| match opened {
+            true => file.retry_opened(inner.process, mode),
+            false => file.retry(name, held, mode, &inner.stale),
+        };
         if file.is_local() {
-            let retried = file.retry(self.name(), held, mode, &self.inner.stale);
+            let retried = retry(&file, self.inner, self.name());
             return Ok((file, retried));
         }
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
+        // What carries a lock must not be dropped with work that never begins: a forked child may
+        // share it, and only an unlock ends it then.
+        let file = Arc::new(Mutex::new(Some(file)));
+        let for_work = Arc::clone(&file);
         let work = move || {
+            let mut file = for_work.lock().take().expect("it is there until the work begins");
             file.learn_whether_local();
-            let retried = file.retry(&name, held, mode, &inner.stale);
+            let retried = retry(&file, &inner, &name);
             (file, retried)
         };
-        self.by_helper(work, move |(file, retried)| {
-            let locked = matches!(retried, Ok(Retried::Locked));
-            Some((file, unlink_of(origin, mode).filter(|_| locked)))
-        })
+        let late = move |(file, retried)| {
+            // What is not ours must not be unlocked: another hold may be on the same description.
+            let held = if let Ok(Retried::Locked) = retried { Some(mode) } else { held };
+            held.map(|held| (file, unlink_of(origin, held)))
+        };
+        let done = self.by_helper(held.is_some(), work, late);
+        if let (Err(End { by_helper: false, .. }), Some(held)) = (&done, held) {
+            // No thread could be started.
+            if let Some(file) = file.lock().take() {
+                let _ = file.release(self.name(), unlink_of(origin, held));
+            }
+        }
+        done
     }
 
-    /// Lets a helper do it. If the wait is over first, what comes of it later is given back:
-    /// `late` says which file, and whether to unlink it.
+    /// Lets a helper do it; in `any_case`, or only if the wait lasts until it begins. If the wait is
+    /// over first, what comes of it later is given back: `late` says which file, and whether to
+    /// unlink it.
     fn by_helper<T: Send + 'static>(
         &self,
+        any_case: bool,
         work: impl FnOnce() -> T + Send + 'static,
         late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
     ) -> Result<T, End> {
@@ -1004,7 +1050,8 @@ impl Head<'_> {
         };
         let helpers = &self.inner.process.helpers;
         let leaving = || self.transition.leave_stuck();
-        match helpers.run(self.lane.clone(), self.patience, work, give_back, leaving) {
+        let (lane, patience) = (self.lane.clone(), self.patience);
+        match helpers.run(lane, patience, any_case, work, give_back, leaving) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(late)) => {
                 let (text, path) = (self.name().text(), self.name().path());

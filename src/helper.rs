@@ -66,14 +66,14 @@ enum Stage<T> {
 /// The wait was over before the work was done.
 pub(crate) struct Late {
     pub(crate) over: Over,
-    /// It has begun, and will be done some day. Otherwise it never will.
+    /// It has begun, or must be done, and will be some day. Otherwise it never will.
     pub(crate) begun: bool,
 }
 
 impl Helpers {
     /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
-    /// begun, `leaving` is called here, and after that `abandoned` gets what comes of it, on the
-    /// helper.
+    /// begun, or is done in `any_case`, `leaving` is called here, and after that `abandoned` gets
+    /// what comes of it, on the helper.
     ///
     /// # Errors
     /// That of starting a thread.
@@ -81,6 +81,7 @@ impl Helpers {
         &'static self,
         lane: Lane,
         patience: &Patience,
+        any_case: bool,
         work: impl FnOnce() -> T + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,
         leaving: impl FnOnce(),
@@ -90,8 +91,13 @@ impl Helpers {
         let job = {
             let stage = Arc::clone(&stage);
             move || {
-                if let Stage::Abandoned = std::mem::replace(&mut *stage.lock(), Stage::Begun) {
-                    return;
+                {
+                    let mut stage = stage.lock();
+                    match *stage {
+                        Stage::Abandoned if any_case => {}
+                        Stage::Abandoned => return,
+                        _ => *stage = Stage::Begun,
+                    }
                 }
                 let done = work();
                 let mut stage = stage.lock();
@@ -111,13 +117,15 @@ impl Helpers {
             match (std::mem::replace(&mut *now, Stage::Abandoned), over) {
                 (Stage::Done(done), _) => return Ok(Ok(done)),
                 (was, Some(over)) => {
-                    let begun = matches!(was, Stage::Begun);
+                    let begun = any_case || matches!(was, Stage::Begun);
                     if begun {
                         // Before the helper can see that nobody waits.
                         leaving();
                     }
                     drop(now);
-                    self.withdraw(&lane, job);
+                    if !begun {
+                        self.withdraw(&lane, job);
+                    }
                     return Ok(Err(Late { over, begun }));
                 }
                 (was, None) => *now = was,

@@ -152,11 +152,7 @@ impl LockFile {
         // Two descriptors may share one open file: without this, two threads could both see it
         // without a lock and both lock it, and each would believe it was alone.
         let _alone = process.alone_with(id);
-        let locks = locks_on_descriptor(fd.as_raw_fd());
-        let locks = locks.map_err(|source| failed("read /proc/self/fdinfo", source))?;
-        if locks.iter().any(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix)) {
-            return Err(Refusal::Bad(BadRequest::CarriesLock));
-        }
+        refuse_locked(fd.as_fd())?;
         let writable = access & OFlags::RWMODE == OFlags::RDWR;
         let file = Self { fd, id, range: ask.range, writable, local: false };
         match ofd::try_lock(file.fd.as_fd(), ask.mode, ask.range) {
@@ -208,6 +204,22 @@ impl LockFile {
                 stale.fetch_add(1, Ordering::Relaxed);
                 Ok(Retried::Stale)
             }
+        }
+    }
+
+    /// Tries again to lock somebody's open file that was contended: by now another thread may have
+    /// locked the same description, through a descriptor of its own.
+    pub(crate) fn retry_opened(
+        &self,
+        process: &'static Process,
+        mode: Mode,
+    ) -> Result<Retried, Refusal> {
+        let _alone = process.alone_with(self.id);
+        refuse_locked(self.fd.as_fd())?;
+        match self.convert(mode) {
+            Ok(true) => Ok(Retried::Locked),
+            Ok(false) => Ok(Retried::Contended),
+            Err(source) => Err(IoError::new("fcntl", path_of(self.fd.as_fd()), source).into()),
         }
     }
 
@@ -476,6 +488,20 @@ fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
 
 fn can_read(path: &Path) -> bool {
     rustix::fs::accessat(CWD, path, rustix::fs::Access::READ_OK, AtFlags::EACCESS).is_ok()
+}
+
+/// Refuses an open file that carries a lock already, whoever took it.
+fn refuse_locked(fd: BorrowedFd<'_>) -> Result<(), Refusal> {
+    let locks = locks_on_descriptor(fd.as_raw_fd());
+    let failed = |source| IoError::new("read /proc/self/fdinfo", path_of(fd), source);
+    match locks
+        .map_err(failed)?
+        .iter()
+        .any(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix))
+    {
+        true => Err(Refusal::Bad(BadRequest::CarriesLock)),
+        false => Ok(()),
+    }
 }
 
 fn check_access(flags: OFlags, mode: Mode) -> Result<(), Refusal> {

@@ -260,6 +260,11 @@ impl Name {
         }
     }
 
+    /// Whether it stands for somebody's open file.
+    pub(crate) fn is_of_opened(&self) -> bool {
+        matches!(self.way, Way::Opened(_))
+    }
+
     /// The path of the lock file; empty where there is none.
     pub(crate) fn path(&self) -> PathBuf {
         match (self.leads(), &self.way) {

@@ -136,20 +136,24 @@ impl ByteRange {
     const LAST_BYTE: u64 = i64::MAX as u64;
 
     /// `len` bytes from byte `start` on; `None` where the range would pass the largest file
-    /// offset, 2^63 - 1.
+    /// offset, 2^63 - 1. One that ends there is one to the end of the file, and one that begins
+    /// there is none: no file has that byte.
     ///
     /// ```
     /// use lockspace::ByteRange;
     /// use std::num::NonZeroU64;
     ///
     /// let one = NonZeroU64::MIN;
-    /// assert!(ByteRange::new(i64::MAX as u64, one).is_some());
+    /// assert!(ByteRange::new(i64::MAX as u64 - 1, one).is_some());
     /// assert!(ByteRange::new(u64::MAX, one).is_none());
     /// ```
     #[must_use]
     pub const fn new(start: u64, len: NonZeroU64) -> Option<Self> {
         match start.checked_add(len.get() - 1) {
-            Some(last) if last <= Self::LAST_BYTE => Some(Self { start, len: Some(len) }),
+            _ if start >= Self::LAST_BYTE => None,
+            // As the kernel has it, whose tables show no other end then.
+            Some(Self::LAST_BYTE) => Some(Self { start, len: None }),
+            Some(last) if last < Self::LAST_BYTE => Some(Self { start, len: Some(len) }),
             _ => None,
         }
     }
@@ -300,9 +304,10 @@ mod tests {
     #[test]
     fn ranges_overlap_where_they_share_a_byte() {
         let range = |start, len| ByteRange::new(start, NonZeroU64::new(len).unwrap()).unwrap();
+        assert_eq!(range(0, 1 << 63), ByteRange::WHOLE_FILE);
         assert!(range(0, 10).overlaps(range(9, 1)));
         assert!(!range(0, 10).overlaps(range(10, 1)));
-        assert!(range(i64::MAX as u64, 1).overlaps(ByteRange::WHOLE_FILE));
+        assert!(range(i64::MAX as u64 - 1, 1).overlaps(ByteRange::WHOLE_FILE));
     }
 
     #[test]

@@ -34,6 +34,10 @@ use crate::wait::Bell;
 /// so that other processes get a turn.
 const PASSING: Duration = Duration::from_millis(10);
 
+/// How long a file system may take to answer before it is called stuck: a caller can also go just
+/// before the answer.
+pub(crate) const ANSWER: Duration = Duration::from_millis(100);
+
 /// How a held resource got its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -287,6 +291,11 @@ impl Resource {
         }
     }
 
+    /// Whether it is to be called stuck.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.stuck_since().is_some_and(|since| since.elapsed() >= ANSWER)
+    }
+
     /// Whether a thread is just making system calls for it.
     #[cfg(feature = "snapshot")]
     pub(crate) fn is_in_transition(&self) -> bool {
@@ -312,12 +321,11 @@ impl Resource {
         free
     }
 
-    /// Not in the queue any more. Others may have been behind it.
-    pub(crate) fn dequeue(&mut self, waiter: &Arc<Waiter>, rings: &mut Rings) {
+    /// Not in the queue any more. Others may have been behind it: see [`let_in`](Self::let_in).
+    pub(crate) fn dequeue(&mut self, waiter: &Arc<Waiter>) {
         if let Some(queue) = &mut self.queue {
             queue.waiting.retain(|queued| !Arc::ptr_eq(&queued.waiter, waiter));
         }
-        self.let_in(rings);
     }
 
     /// Lets those in the queue join what is held who may: the ones at its head, and, wherever they
@@ -356,13 +364,15 @@ impl Resource {
         }
     }
 
-    /// Nobody holds it: it is the next one's to acquire. `false` if nobody waits.
-    pub(crate) fn next(&mut self, inherited: Inherited, rings: &mut Rings) -> bool {
+    /// Nobody holds it: it is the next one's to acquire, once the space is not frozen any more.
+    /// `false` if nobody waits.
+    pub(crate) fn next(&mut self, inherited: Inherited, frozen: bool, rings: &mut Rings) -> bool {
         let Some(first) = self.queue.as_mut().and_then(|queue| queue.waiting.pop_front()) else {
             return false;
         };
         let Wish { owner, mode, .. } = first.wish;
-        self.state = State::Acquiring(Claim { owner, mode, stuck_since: None });
+        let claim = Claim { owner, mode, stuck_since: None };
+        self.state = if frozen { State::Awaited(claim) } else { State::Acquiring(claim) };
         rings.grant(&first.waiter, Grant::Acquire(inherited));
         true
     }
@@ -381,7 +391,7 @@ impl Resource {
         };
         match hold {
             Hold { file: Some(file), mode, origin, .. } if passes => {
-                self.next(Inherited::File(file, mode, origin), rings);
+                self.next(Inherited::File(file, mode, origin), false, rings);
                 None
             }
             hold => Some(hold),

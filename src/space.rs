@@ -565,14 +565,20 @@ impl Inner {
         loop {
             let moving = map.resources.values_mut().find(|resource| resource.is_in_transition());
             let Some(resource) = moving else { return Ok(()) };
-            if resource.stuck_since().is_some() {
+            if resource.is_stuck() {
                 let name = Arc::clone(&resource.name);
                 drop(map);
                 self.thaw();
                 return Err(name);
             }
             resource.watched = true;
-            self.settled.wait(&mut map);
+            match resource.stuck_since() {
+                Some(since) => {
+                    let answer = since + crate::resource::ANSWER;
+                    let _ = self.settled.wait_until(&mut map, answer);
+                }
+                None => self.settled.wait(&mut map),
+            }
         }
     }
 
@@ -617,19 +623,29 @@ impl Inner {
     /// Ends what [`freeze`](Self::freeze) began: what was put off happens.
     #[cfg(feature = "snapshot")]
     pub(crate) fn thaw(&self) {
-        let put_off = {
+        let (mut last, mut rings) = (Vec::new(), Rings::default());
+        {
             let mut map = self.map.lock();
             let Some(frozen) = &mut map.frozen else { return };
             frozen.snapshots -= 1;
             if frozen.snapshots > 0 {
                 return;
             }
-            map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default()
-        };
-        self.settled.notify_all();
-        for (name, owner, care) in put_off {
-            untold(self.release(&name, owner, care).err());
+            // All of it before anybody else gets the mutex: who is released must not be found to
+            // hold, and what is acquired from now on must not be released.
+            let put_off = map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default();
+            for (name, owner, care) in put_off {
+                if let Ok(Some(hold)) = map.leave(name.text(), owner, care, &mut rings) {
+                    last.push((name, hold));
+                }
+            }
+            for resource in map.resources.values_mut() {
+                resource.let_in(&mut rings);
+            }
         }
+        self.settled.notify_all();
+        rings.ring();
+        untold(last.into_iter().filter_map(|(name, hold)| self.end(&name, hold).err()));
     }
 
     /// Puts an absent resource into a transition that this thread alone will end.
@@ -647,7 +663,7 @@ impl Inner {
 
     /// A transition has ended, in a hold or in nothing.
     pub(crate) fn settle(&self, name: &Name, hold: Option<Hold>) {
-        self.change_state(name, |resource, rings| match hold {
+        self.change_state(name, |resource, frozen, rings| match hold {
             Some(hold) => {
                 resource.state = State::Held(hold);
                 resource.let_in(rings);
@@ -655,14 +671,14 @@ impl Inner {
             }
             None => {
                 let inherited = resource.was_released();
-                resource.next(inherited, rings)
+                resource.next(inherited, frozen, rings)
             }
         });
     }
 
     /// A conversion has ended; in the new mode, if it was granted.
     pub(crate) fn settle_conversion(&self, name: &Name, file: LockFile, to: Mode, granted: bool) {
-        self.change_state(name, |resource, rings| {
+        self.change_state(name, |resource, _, rings| {
             resource.end_conversion(file, granted.then_some(to), rings);
             true
         });
@@ -670,12 +686,18 @@ impl Inner {
 
     /// Ends a state of a resource that is in the map, and removes it unless `change` says that it
     /// stays. Wakes whoever waited for that.
-    fn change_state(&self, name: &Name, change: impl FnOnce(&mut Resource, &mut Rings) -> bool) {
+    /// `change` is told whether the space is frozen.
+    fn change_state(
+        &self,
+        name: &Name,
+        change: impl FnOnce(&mut Resource, bool, &mut Rings) -> bool,
+    ) {
         let mut rings = Rings::default();
         let mut map = self.map.lock();
+        let frozen = map.is_frozen();
         let resource = map.find(name.text()).expect("only who ends its transition removes it");
         let watched = std::mem::take(&mut resource.watched);
-        if !change(resource, &mut rings) {
+        if !change(resource, frozen, &mut rings) {
             map.resources.remove(name.text());
         }
         drop(map);
@@ -831,6 +853,31 @@ impl<'a> Transition<'a> {
         Self { inner, name, ended: false }
     }
 
+    /// The map has handed it on to this thread. Whoever had it before may have meant a file by its
+    /// path, and this thread one by a descriptor, or the other way round: what the name leads to
+    /// is made anew then, by `make`.
+    ///
+    /// # Errors
+    /// Those of `make`; the transition has ended then.
+    pub(crate) fn inherited<E>(
+        inner: &'a Inner,
+        name: Arc<Name>,
+        opened: bool,
+        make: impl FnOnce() -> Result<Arc<Name>, E>,
+    ) -> Result<Self, E> {
+        let mut transition = Self::granted(inner, name);
+        if let Some(resource) = inner.map.lock().find(transition.name.text()) {
+            transition.name = Arc::clone(&resource.name);
+        }
+        if opened || transition.name.is_of_opened() {
+            transition.name = make()?;
+            if let Some(resource) = inner.map.lock().find(transition.name.text()) {
+                resource.name = Arc::clone(&transition.name);
+            }
+        }
+        Ok(transition)
+    }
+
     pub(crate) fn end(mut self, hold: Option<Hold>) {
         self.ended = true;
         self.inner.settle(&self.name, hold);
@@ -838,7 +885,7 @@ impl<'a> Transition<'a> {
 
     /// What is in the way is outside of this space: tries need not wait for this to end.
     pub(crate) fn await_others(&self) {
-        self.inner.change_state(&self.name, |resource, _| {
+        self.inner.change_state(&self.name, |resource, _, _| {
             if let State::Acquiring(claim) = resource.state {
                 resource.state = State::Awaited(claim);
             }
@@ -862,7 +909,7 @@ impl<'a> Transition<'a> {
 
     /// Nobody waits for it any more. A helper ends it, when the file system answers.
     pub(crate) fn leave_stuck(&self) {
-        self.inner.change_state(&self.name, |resource, _| {
+        self.inner.change_state(&self.name, |resource, _, _| {
             if let State::Acquiring(claim) | State::Awaited(claim) = resource.state {
                 let stuck_since = Some(Instant::now());
                 resource.state = State::Acquiring(Claim { stuck_since, ..claim });
@@ -903,6 +950,15 @@ impl Map {
 
     pub(crate) fn end_wait(&mut self, owner: OwnerId, number: u64) {
         self.waits.remove(&(owner, number));
+    }
+
+    /// Lets those at the head of a resource's queue join what is held, unless it is frozen.
+    pub(crate) fn let_in(&mut self, name: &Name, rings: &mut Rings) {
+        if !self.is_frozen()
+            && let Some(resource) = self.find(name.text())
+        {
+            resource.let_in(rings);
+        }
     }
 
     /// The waits of one owner. Who drops the last handle waits for nobody.

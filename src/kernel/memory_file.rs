@@ -10,8 +10,9 @@ use rustix::fs::{MemfdFlags, SealFlags};
 
 const NAME: &str = "lockspace-state";
 
-/// The numbers of those that this process has made and still owns.
-static OWN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+/// The inodes of those that this program has made: it owns every descriptor of theirs, and others
+/// may own more, of `/proc/self/fd/N` opened anew. Never forgotten, since those may live on.
+static OWN: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 /// A file in memory that nobody can change any more. Close-on-exec, until it is told otherwise.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl MemoryFile {
         let mut file = File::from(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?);
         file.write_all(bytes)?;
         rustix::fs::fcntl_add_seals(&file, all_seals())?;
-        OWN.lock().push(file.as_raw_fd());
+        OWN.lock().push(inode(&file)?);
         Ok(Self(file.into()))
     }
 
@@ -33,10 +34,9 @@ impl MemoryFile {
     }
 }
 
-impl Drop for MemoryFile {
-    fn drop(&mut self) {
-        OWN.lock().retain(|number| *number != self.number());
-    }
+#[allow(clippy::unnecessary_cast, clippy::useless_conversion)] // its width differs by target
+fn inode(file: &File) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(file)?.st_ino as u64)
 }
 
 fn all_seals() -> SealFlags {
@@ -59,16 +59,14 @@ pub(crate) fn take(number: RawFd) -> io::Result<Vec<u8>> {
     if !named || rustix::fs::fcntl_get_seals(&file).ok() != Some(all_seals()) {
         return Err(refused());
     }
-    let mut bytes = Vec::new();
-    let read = file.read_to_end(&mut bytes);
-    let own = OWN.lock();
-    if own.contains(&number) {
+    if OWN.lock().contains(&inode(&file)?) {
         return Err(refused());
     }
+    let mut bytes = Vec::new();
+    let read = file.read_to_end(&mut bytes);
     // SAFETY: it is a file that only `new` makes, and not one that this program has made, so it
     // was carried over an exec, and nobody in this program can own it.
     drop(unsafe { OwnedFd::from_raw_fd(number) });
-    drop(own);
     read?;
     Ok(bytes)
 }
