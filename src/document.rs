@@ -70,6 +70,48 @@ impl Document {
     }
 }
 
+/// A document says what libvirt's lock daemon cannot hold: its owners are pids.
+#[derive(Debug, thiserror::Error)]
+#[error("{name:?} is held by owner {owner}, and libvirt's owners are pids of 32 bits")]
+#[non_exhaustive]
+pub struct NotForLibvirt {
+    /// The resource.
+    pub name: OsString,
+    /// The owner that is too large.
+    pub owner: OwnerId,
+}
+
+impl Document {
+    /// Looks whether libvirt's lock daemon can take this over as it is. It would cut an owner that
+    /// is too large for its `pid_t` silently, and then take it for another one.
+    ///
+    /// # Errors
+    /// [`NotForLibvirt`] names the first such owner.
+    ///
+    /// ```
+    /// use lockspace::snapshot::Document;
+    ///
+    /// let document = r#"{ "resources": [{ "name": "a", "owners": [4711, 4294967296] }] }"#;
+    /// let document: Document = serde_json::from_str(document)?;
+    /// let error = document.for_libvirt().unwrap_err();
+    /// assert_eq!((&*error.name, error.owner.get()), ("a".as_ref(), 1 << 32));
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    pub fn for_libvirt(&self) -> Result<&Self, NotForLibvirt> {
+        let tree = self.tree();
+        let entries = tree.get("resources").and_then(Value::as_array).into_iter().flatten();
+        for entry in entries {
+            let owners = entry.get("owners").and_then(Value::as_array).into_iter().flatten();
+            let large = owners.filter_map(Value::as_u64).find(|id| i32::try_from(*id).is_err());
+            if let Some(owner) = large.map(OwnerId::new) {
+                let name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
+                return Err(NotForLibvirt { name: name.into(), owner });
+            }
+        }
+        Ok(self)
+    }
+}
+
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.0 {

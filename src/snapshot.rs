@@ -45,7 +45,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::fs::{Mode as FileMode, OFlags};
 
-pub use crate::document::Document;
+pub use crate::document::{Document, NotForLibvirt};
 pub use crate::restore::{BadEntry, RestoreError, restore, restore_what_verifies};
 
 use crate::directory::FileId;

@@ -327,6 +327,26 @@ fn a_real_virtlockd_holds_what_we_held() {
     assert!(is_free_for_others(&shared));
 }
 
+#[test]
+fn owners_that_libvirt_would_cut_are_refused_by_name() {
+    let space = LockSpace::open(Naming::in_memory()).unwrap();
+    let last = OwnerId::new(i32::MAX.unsigned_abs().into());
+    for owner in [OwnerId::new(0), last] {
+        space.acquire(owner, Request::shared("a"), Wait::NO).unwrap().keep();
+    }
+    let snapshot = Snapshot::take([&space]).unwrap();
+    assert_eq!(snapshot.documents()[0].for_libvirt().unwrap(), &snapshot.documents()[0]);
+    drop(snapshot);
+    for owner in [1 << 31, 1 << 32, (1 << 32) + 4711, u64::MAX].map(OwnerId::new) {
+        let lease = space.acquire(owner, Request::shared("b"), Wait::NO).unwrap();
+        let snapshot = Snapshot::take([&space]).unwrap();
+        let error = snapshot.documents()[0].for_libvirt().unwrap_err();
+        assert_eq!((&*error.name, error.owner), ("b".as_ref(), owner));
+        assert!(error.to_string().contains(&owner.to_string()));
+        drop((snapshot, lease));
+    }
+}
+
 /// Executes the daemon with a state of ours. Never returns.
 fn become_virtlockd(program: &Path, dir: &Path, [a, shared]: [&Path; 2]) {
     // A /run that nobody else sees.
