@@ -542,11 +542,14 @@ impl Inner {
         resource.dequeue(waiter);
         let error = match over {
             Over::Cancelled => cancelled(name.text(), patience),
-            Over::Deadline if resource.stuck_since().is_some() => AcquireError::Stuck {
-                name: name.text().to_owned(),
-                path: name.path(),
-                waited: patience.waited(),
-            },
+            // Nobody holds it: only its file system keeps it.
+            Over::Deadline if resource.stuck_since().is_some() || resource.blockers().is_none() => {
+                AcquireError::Stuck {
+                    name: name.text().to_owned(),
+                    path: name.path(),
+                    waited: patience.waited(),
+                }
+            }
             Over::Deadline => {
                 let name = Arc::clone(&resource.name);
                 let busy = match resource.blockers() {

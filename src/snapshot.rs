@@ -192,6 +192,10 @@ impl Snapshot {
     /// changed after a failure: tell it nothing of the kind. `env_clear` and `arg0` cannot be
     /// learned from a command, and have no effect here: use `env_remove`.
     pub fn exec(self, command: &mut Command) -> ExecError {
+        if self.spaces.iter().any(|space| !space.inner().process.is_here()) {
+            let source = io::Error::other("a forked child cannot pass its parent's locks on");
+            return ExecError { program: command.get_program().to_owned(), source };
+        }
         let mut keep = self.held.clone();
         keep.extend(self.carried.iter().map(MemoryFile::number));
         let here = command.get_current_dir().and_then(|_| {

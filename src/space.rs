@@ -743,22 +743,29 @@ impl Inner {
         self.release(&name.ok_or_else(not_held)?, owner, Care::Kept)
     }
 
-    /// Ends all kept holds, of one owner or of every one.
+    /// Ends all kept holds, of one owner or of every one. One resource after the other: if the
+    /// file system of one hangs, those behind it are held still, and not neither held nor free.
     fn release_kept(&self, owner: Option<OwnerId>) -> Released {
-        let mut rings = Rings::default();
-        let mut map = self.map.lock();
-        let (holds, last) = match map.frozen {
-            Some(_) => (map.put_off_kept(owner), Vec::new()),
-            None => map.leave_kept(owner, &mut rings),
+        let (mut holds, kept, waits) = {
+            let mut map = self.map.lock();
+            let waits = map.waits_of(owner);
+            match map.frozen {
+                Some(_) => (map.put_off_kept(owner), Vec::new(), waits),
+                None => (0, map.kept_of(owner), waits),
+            }
         };
-        let waits = map.waits_of(owner);
-        drop(map);
-        rings.ring();
         for bell in waits {
             bell.cancel();
         }
-        let ended = last.into_iter().map(|(name, hold)| self.end(&name, hold));
-        Released { holds, leftovers: ended.filter_map(Result::err).collect() }
+        let mut leftovers = Vec::new();
+        for (key, name) in kept {
+            let mut rings = Rings::default();
+            let (left, last) = self.map.lock().leave_kept(key, &name, &mut rings);
+            rings.ring();
+            holds += left;
+            leftovers.extend(last.and_then(|hold| self.end(&name, hold).err()));
+        }
+        Released { holds, leftovers }
     }
 
     /// Makes the system calls of a release, after the last owner has left.
@@ -985,33 +992,38 @@ impl Map {
         Ok(resource.left(rings))
     }
 
-    /// Ends all kept holds, of one owner or of every one: how many there were, and the resources
-    /// that are now releasing.
+    /// The kept holds of one owner, or of every one.
+    fn kept_of(&self, owner: Option<OwnerId>) -> Vec<((OwnerId, u64), Arc<Name>)> {
+        let all = (Bound::Unbounded, Bound::Unbounded);
+        let range = owner
+            .map_or(all, |owner| (Bound::Included((owner, 0)), Bound::Included((owner, u64::MAX))));
+        self.kept.range(range).map(|(&key, name)| (key, Arc::clone(name))).collect()
+    }
+
+    /// Ends all kept holds that an owner has of one resource, told by its serial number: how many
+    /// there were, and the hold to end if they were the last ones.
     fn leave_kept(
         &mut self,
-        owner: Option<OwnerId>,
+        key: (OwnerId, u64),
+        name: &Arc<Name>,
         rings: &mut Rings,
-    ) -> (usize, Vec<(Arc<Name>, Hold)>) {
-        let (mut holds, mut last) = (0, Vec::new());
-        let kept: Vec<_> = match owner {
-            Some(owner) => {
-                let all = (owner, 0)..=(owner, u64::MAX);
-                let found: Vec<_> =
-                    self.kept.range(all).map(|(&key, name)| (key, Arc::clone(name))).collect();
-                for (key, _) in &found {
-                    self.kept.remove(key);
-                }
-                found
+    ) -> (usize, Option<Hold>) {
+        if self.is_frozen() {
+            // Since it was looked up. It is put off like the others.
+            let mut holds = 0;
+            while self.put_off(name, key.0, Care::Kept).is_ok() {
+                holds += 1;
             }
-            None => std::mem::take(&mut self.kept).into_iter().collect(),
-        };
-        for ((owner, _), name) in kept {
-            let Some(resource) = self.resources.get_mut(name.text()) else { continue };
-            let State::Held(hold) = &mut resource.state else { continue };
-            holds += hold.owners.remove_kept(owner) as usize;
-            last.extend(resource.left(rings).map(|hold| (name, hold)));
+            return (holds, None);
         }
-        (holds, last)
+        // Somebody else may have ended them meanwhile.
+        if self.kept.remove(&key).is_none() {
+            return (0, None);
+        }
+        let Some(resource) = self.resources.get_mut(name.text()) else { return (0, None) };
+        let State::Held(hold) = &mut resource.state else { return (0, None) };
+        let holds = hold.owners.remove_kept(key.0) as usize;
+        (holds, resource.left(rings))
     }
 
     /// A release while the space is frozen: it is put off.
@@ -1026,13 +1038,9 @@ impl Map {
 
     /// The same for all kept holds, of one owner or of every one; tells how many.
     fn put_off_kept(&mut self, owner: Option<OwnerId>) -> usize {
-        let all = (Bound::Unbounded, Bound::Unbounded);
-        let range = owner
-            .map_or(all, |owner| (Bound::Included((owner, 0)), Bound::Included((owner, u64::MAX))));
-        let kept: Vec<_> =
-            self.kept.range(range).map(|(key, name)| (key.0, Arc::clone(name))).collect();
+        let kept = self.kept_of(owner);
         let mut holds = 0;
-        for (owner, name) in kept {
+        for ((owner, _), name) in kept {
             while self.put_off(&name, owner, Care::Kept).is_ok() {
                 holds += 1;
             }
