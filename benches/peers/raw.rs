@@ -1,0 +1,175 @@
+//! The floor: the system calls that a cycle of this crate makes, with nothing around them.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
+
+/// How the calls are issued.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// glibc's wrappers.
+    Libc,
+    /// rustix, which issues them by inline assembly, but glibc's `fcntl` for the lock.
+    Rustix,
+    /// rustix, and the lock by inline assembly too.
+    Assembly,
+}
+
+type Id = (u64, u64);
+
+/// Stat, open, lock, check, unlock, close: one cycle on a file that is there, in a directory.
+pub(crate) fn in_directory(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) {
+    let fd = open(way, dir, file, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
+    let id = fstat(way, fd.as_fd());
+    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
+    assert_eq!(stat(way, path, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    end(way, fd);
+}
+
+/// The same on the path of an image.
+pub(crate) fn direct(way: Way, path: &CStr) {
+    stat(way, path, AtFlags::empty()).expect("stat");
+    let fd = open(way, CWD, path, OFlags::RDWR, 0).expect("open");
+    let id = fstat(way, fd.as_fd());
+    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
+    assert_eq!(stat(way, path, AtFlags::empty()), Some(id));
+    end(way, fd);
+}
+
+/// Create, lock, check, unlink.
+pub(crate) fn auto_create(way: Way, dir: BorrowedFd<'_>, at: &CStr, file: &CStr, path: &CStr) {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW;
+    assert!(open(way, dir, file, flags, 0).is_none());
+    stat(way, at, AtFlags::empty()).expect("stat");
+    let fd = open(way, dir, file, flags | OFlags::CREATE | OFlags::EXCL, 0o600).expect("create");
+    let id = fstat(way, fd.as_fd());
+    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
+    assert_eq!(stat(way, path, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, i64::MAX));
+    assert_eq!(stat_at(way, dir, file, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    unlink(way, dir, file);
+    end(way, fd);
+}
+
+/// Opens and locks.
+pub(crate) fn locked(way: Way, path: &CStr) -> OwnedFd {
+    let fd = open(way, CWD, path, OFlags::RDWR, 0).expect("open");
+    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
+    fd
+}
+
+/// Unlocks and closes.
+pub(crate) fn end(way: Way, fd: OwnedFd) {
+    assert!(set_lock(way, fd.as_fd(), libc::F_UNLCK, 0, 0));
+    match way {
+        Way::Libc => {
+            use std::os::fd::IntoRawFd;
+            // SAFETY: it was ours, and nobody else's.
+            unsafe { libc::close(fd.into_raw_fd()) };
+        }
+        _ => drop(fd),
+    }
+}
+
+fn open(way: Way, dir: BorrowedFd<'_>, file: &CStr, more: OFlags, mode: u32) -> Option<OwnedFd> {
+    let flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK | more;
+    if way != Way::Libc {
+        return rustix::fs::openat(dir, file, flags, Mode::from_raw_mode(mode)).ok();
+    }
+    let flags = flags.bits() as libc::c_int;
+    // SAFETY: the string ends with a NUL, and the descriptor, if it is one, is new.
+    unsafe {
+        let fd = libc::openat(dir.as_raw_fd(), file.as_ptr(), flags, mode);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(fd))
+    }
+}
+
+#[allow(clippy::unnecessary_cast)] // their widths differ by target
+fn fstat(way: Way, fd: BorrowedFd<'_>) -> Id {
+    if way != Way::Libc {
+        let stat = rustix::fs::fstat(fd).expect("fstat");
+        return (stat.st_dev as u64, stat.st_ino as u64);
+    }
+    // SAFETY: zeros are a valid `stat`, and the call writes nothing else.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        assert_eq!(libc::fstat(fd.as_raw_fd(), &raw mut stat), 0);
+        (stat.st_dev as u64, stat.st_ino as u64)
+    }
+}
+
+fn stat(way: Way, path: &CStr, flags: AtFlags) -> Option<Id> {
+    stat_at(way, CWD, path, flags)
+}
+
+#[allow(clippy::unnecessary_cast)] // their widths differ by target
+fn stat_at(way: Way, dir: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Option<Id> {
+    if way != Way::Libc {
+        let stat = rustix::fs::statat(dir, path, flags).ok()?;
+        return Some((stat.st_dev as u64, stat.st_ino as u64));
+    }
+    let flags = flags.bits() as libc::c_int;
+    // SAFETY: the string ends with a NUL; zeros are a valid `stat`, and the call writes it only.
+    unsafe {
+        let mut stat: libc::stat = std::mem::zeroed();
+        let result = libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &raw mut stat, flags);
+        (result == 0).then_some((stat.st_dev as u64, stat.st_ino as u64))
+    }
+}
+
+fn unlink(way: Way, dir: BorrowedFd<'_>, file: &CStr) {
+    if way != Way::Libc {
+        return rustix::fs::unlinkat(dir, file, AtFlags::empty()).expect("unlink");
+    }
+    // SAFETY: the string ends with a NUL.
+    assert_eq!(unsafe { libc::unlinkat(dir.as_raw_fd(), file.as_ptr(), 0) }, 0);
+}
+
+fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> bool {
+    let lock = libc::flock64 {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    };
+    let fd = fd.as_raw_fd();
+    match way {
+        // SAFETY: F_OFD_SETLK reads the lock, which lives through the call.
+        Way::Libc | Way::Rustix => unsafe {
+            libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock) == 0
+        },
+        // SAFETY: the same.
+        Way::Assembly => unsafe { raw_fcntl(fd, libc::F_OFD_SETLK, &raw const lock) == 0 },
+    }
+}
+
+/// # Safety
+/// That of `fcntl`.
+#[cfg(target_arch = "x86_64")]
+unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> isize {
+    let result: isize;
+    // SAFETY: the system call overwrites the registers that are named, and says the caller.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_fcntl as isize => result,
+            in("rdi") fd as isize,
+            in("rsi") command as isize,
+            in("rdx") lock,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+    result
+}
+
+/// # Safety
+/// That of `fcntl`.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> libc::c_long {
+    // SAFETY: says the caller.
+    unsafe { libc::syscall(libc::SYS_fcntl, fd, command, lock) }
+}

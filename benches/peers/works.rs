@@ -1,0 +1,668 @@
+//! The works, and everyone who can do them.
+
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{File, TryLockError};
+use std::hint::black_box;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
+
+use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+use tempfile::TempDir;
+
+use crate::libvirt::{AUTO_CREATE, Libvirt, LibvirtSpace, SHARED};
+use crate::raw::{self, Way};
+
+pub(crate) const OURS: &str = "ours";
+pub(crate) const LIBVIRT: &str = "libvirt";
+pub(crate) const FLOOR: &str = "raw";
+
+const ONE: OwnerId = OwnerId::new(1);
+const TWO: OwnerId = OwnerId::new(2);
+
+/// Somebody who does a work: so many times, and tells how long that took.
+pub(crate) struct Contender {
+    pub(crate) name: String,
+    pub(crate) run: Box<dyn FnMut(u64) -> Duration>,
+}
+
+/// One work, in one file system.
+pub(crate) struct Work {
+    pub(crate) title: &'static str,
+    pub(crate) contenders: Vec<Contender>,
+    /// How often it is done in one round.
+    pub(crate) ops: u64,
+}
+
+/// Where files are made.
+pub(crate) struct Place {
+    pub(crate) file_system: String,
+    pub(crate) root: PathBuf,
+    pub(crate) libvirt: Option<Arc<Libvirt>>,
+}
+
+impl Place {
+    /// A fresh directory: what a file costs to create varies with its directory's history.
+    pub(crate) fn fresh(&self) -> TempDir {
+        tempfile::tempdir_in(&self.root).expect("a temporary directory")
+    }
+}
+
+pub(crate) fn timed(mut once: impl FnMut() + 'static) -> Box<dyn FnMut(u64) -> Duration> {
+    Box::new(move |times| {
+        let begun = Instant::now();
+        for _ in 0..times {
+            once();
+        }
+        begun.elapsed()
+    })
+}
+
+pub(crate) fn contender(name: impl Into<String>, once: impl FnMut() + 'static) -> Contender {
+    Contender { name: name.into(), run: timed(once) }
+}
+
+/// Like the MD5 of a name, which is what a directory's files are called.
+pub(crate) fn name(number: usize) -> String {
+    format!(
+        "{:032x}",
+        (number as u128 + 1) * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835 % (1 << 127)
+    )
+}
+
+fn c(path: impl AsRef<OsStr>) -> CString {
+    CString::new(path.as_ref().as_bytes()).expect("no NUL")
+}
+
+fn open_directory(path: &Path) -> OwnedFd {
+    File::open(path).expect("the directory").into()
+}
+
+fn open(path: &Path) -> File {
+    File::options().read(true).write(true).open(path).expect("open")
+}
+
+pub(crate) fn make_files(directory: &Path, count: usize) {
+    for number in 0..count {
+        File::create(directory.join(name(number))).expect("create");
+    }
+}
+
+/// Acquire and release where the lock file is there.
+pub(crate) fn in_directory(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    let (ours, file) = one_file(place);
+    let space = LockSpace::open(Naming::verbatim(ours.path())).expect("a space");
+    contenders.push(contender(OURS, move || {
+        let _keep = &ours;
+        let lease = space.acquire(ONE, Request::exclusive(&file), Wait::NO).expect("acquire");
+        lease.release().expect("release");
+    }));
+    if let Some(libvirt) = &place.libvirt {
+        let (theirs, file) = one_file(place);
+        let (space, file) = (libvirt.space(Some(&c(theirs.path()))), c(file));
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &theirs;
+            assert!(space.acquire(&file, 1, 0));
+            space.release(&file, 1);
+        }));
+    }
+    for (name, way) in RAW {
+        let (theirs, file) = one_file(place);
+        let (directory, path) = (open_directory(theirs.path()), c(theirs.path().join(&file)));
+        let file = c(file);
+        contenders.push(contender(name, move || {
+            let _keep = &theirs;
+            raw::in_directory(way, directory.as_fd(), &file, &path);
+        }));
+    }
+    contenders.extend(others(place));
+    Work { title: "acquire and release in a directory", contenders, ops: 100 }
+}
+
+/// The same where this crate makes the file's name from the resource's, and libvirt's caller has.
+pub(crate) fn hashed(place: &Place) -> Work {
+    let mut work = in_directory(place);
+    let directory = place.fresh();
+    let space = LockSpace::open(Naming::md5(directory.path())).expect("a space");
+    let image = "/var/lib/images/a.qcow2";
+    space.create(image).expect("create");
+    work.title = "the same, named by MD5 here";
+    work.contenders[0] = contender(OURS, move || {
+        let _keep = &directory;
+        let lease = space.acquire(ONE, Request::exclusive(image), Wait::NO).expect("acquire");
+        lease.release().expect("release");
+    });
+    work.contenders.truncate(work.contenders.len() - OTHERS);
+    work
+}
+
+/// Acquire and release on the path of an image.
+pub(crate) fn direct(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    let (ours, file) = one_file(place);
+    let path = ours.path().join(file);
+    let space = LockSpace::open(Naming::direct()).expect("a space");
+    contenders.push(contender(OURS, move || {
+        let _keep = &ours;
+        let lease = space.acquire(ONE, Request::exclusive(&path), Wait::NO).expect("acquire");
+        lease.release().expect("release");
+    }));
+    if let Some(libvirt) = &place.libvirt {
+        let (theirs, file) = one_file(place);
+        let (space, path) = (libvirt.space(None), c(theirs.path().join(file)));
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &theirs;
+            assert!(space.acquire(&path, 1, 0));
+            space.release(&path, 1);
+        }));
+    }
+    for (name, way) in RAW {
+        let (theirs, file) = one_file(place);
+        let path = c(theirs.path().join(file));
+        contenders.push(contender(name, move || {
+            let _keep = &theirs;
+            raw::direct(way, &path);
+        }));
+    }
+    contenders.extend(others(place));
+    Work { title: "acquire and release on a direct path", contenders, ops: 100 }
+}
+
+const RAW: [(&str, Way); 3] =
+    [(FLOOR, Way::Assembly), ("raw with libc's fcntl", Way::Rustix), ("raw by libc", Way::Libc)];
+
+fn one_file(place: &Place) -> (TempDir, String) {
+    let directory = place.fresh();
+    make_files(directory.path(), 1);
+    (directory, name(0))
+}
+
+const OTHERS: usize = 6;
+
+/// The crates that lock a file, and the standard library. None looks whether the name still leads
+/// to what it has locked, and most leave the unlock to the close.
+fn others(place: &Place) -> [Contender; OTHERS] {
+    let path = || {
+        let (directory, file) = one_file(place);
+        let path = directory.path().join(file);
+        (directory, path)
+    };
+    let std = {
+        let (keep, path) = path();
+        contender("std", move || {
+            let _keep = &keep;
+            open(&path).try_lock().expect("lock");
+        })
+    };
+    let fd_lock = {
+        let (keep, path) = path();
+        contender("fd-lock", move || {
+            let _keep = &keep;
+            let mut lock = fd_lock::RwLock::new(open(&path));
+            drop(black_box(lock.try_write().expect("lock")));
+        })
+    };
+    let fs4 = {
+        let (keep, path) = path();
+        contender("fs4", move || {
+            let _keep = &keep;
+            let file = open(&path);
+            fs4::FileExt::try_lock(&file).expect("lock");
+        })
+    };
+    let fslock = {
+        let (keep, path) = path();
+        contender("fslock", move || {
+            let _keep = &keep;
+            let mut lock = fslock::LockFile::open(&path).expect("open");
+            assert!(lock.try_lock().expect("lock"));
+        })
+    };
+    let named_lock = {
+        let (keep, path) = path();
+        contender("named-lock", move || {
+            let _keep = &keep;
+            let lock = named_lock::NamedLock::with_path(&path).expect("open");
+            drop(lock.try_lock().expect("lock"));
+        })
+    };
+    let file_guard = {
+        let (keep, path) = path();
+        contender("file-guard", move || {
+            let _keep = &keep;
+            let file = open(&path);
+            let kind = file_guard::Lock::Exclusive;
+            drop(file_guard::try_lock(&file, kind, 0, 1).expect("lock"));
+        })
+    };
+    [std, fd_lock, fs4, fslock, named_lock, file_guard]
+}
+
+/// Acquire creates the lock file, and release removes it.
+pub(crate) fn auto_create(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    let file = name(0);
+    {
+        let (directory, file) = (place.fresh(), file.clone());
+        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+        contenders.push(contender(OURS, move || {
+            let _keep = &directory;
+            let request = Request::exclusive(&file).auto_create();
+            space.acquire(ONE, request, Wait::NO).expect("acquire").release().expect("release");
+        }));
+    }
+    if let Some(libvirt) = &place.libvirt {
+        let (directory, file) = (place.fresh(), c(&file));
+        let space = libvirt.space(Some(&c(directory.path())));
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &directory;
+            assert!(space.acquire(&file, 1, AUTO_CREATE));
+            space.release(&file, 1);
+        }));
+    }
+    for (name, way) in RAW {
+        let directory = place.fresh();
+        let (at, path) = (c(directory.path()), c(directory.path().join(&file)));
+        let (fd, file) = (open_directory(directory.path()), c(&file));
+        contenders.push(contender(name, move || {
+            let _keep = &directory;
+            raw::auto_create(way, fd.as_fd(), &at, &file, &path);
+        }));
+    }
+    let directory = place.fresh();
+    let path = directory.path().join(&file);
+    contenders.push(contender("std", move || {
+        let _keep = &directory;
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).open(&path).expect("open");
+        file.try_lock().expect("lock");
+        std::fs::remove_file(&path).expect("unlink");
+    }));
+    Work { title: "auto-create and unlink", contenders, ops: 20 }
+}
+
+/// A try meets what this process holds.
+pub(crate) fn refusal(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    {
+        let (directory, file) = one_file(place);
+        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+        let lease = space.acquire(ONE, Request::exclusive(&file), Wait::NO).expect("acquire");
+        contenders.push(contender(OURS, move || {
+            let _keep = (&directory, &lease);
+            let refused = space.acquire(TWO, Request::exclusive(&file), Wait::NO);
+            assert!(black_box(refused).is_err());
+        }));
+    }
+    if let Some(libvirt) = &place.libvirt {
+        let (directory, file) = one_file(place);
+        let (space, file) = (libvirt.space(Some(&c(directory.path()))), c(file));
+        assert!(space.acquire(&file, 1, 0));
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &directory;
+            assert!(!space.acquire(&file, 2, 0));
+        }));
+    }
+    let map: Mutex<HashMap<OsString, u64>> = Mutex::new(HashMap::from([(name(0).into(), 1)]));
+    let key = OsString::from(name(0));
+    contenders.push(contender(FLOOR, move || {
+        let map = black_box(&map).lock().expect("unpoisoned");
+        assert!(map.get(black_box(&*key)).is_some());
+    }));
+    {
+        let (directory, file) = one_file(place);
+        let held = open(&directory.path().join(&file));
+        held.try_lock().expect("lock");
+        let second = open(&directory.path().join(&file));
+        contenders.push(contender("std", move || {
+            let _keep = (&directory, &held);
+            assert!(matches!(second.try_lock(), Err(TryLockError::WouldBlock)));
+        }));
+    }
+    {
+        let (directory, file) = one_file(place);
+        let held = open(&directory.path().join(&file));
+        held.try_lock().expect("lock");
+        let mut second = fd_lock::RwLock::new(open(&directory.path().join(&file)));
+        contenders.push(contender("fd-lock", move || {
+            let _keep = (&directory, &held);
+            assert!(second.try_write().is_err());
+        }));
+    }
+    {
+        let (directory, file) = one_file(place);
+        let held = open(&directory.path().join(&file));
+        held.try_lock().expect("lock");
+        let second = open(&directory.path().join(&file));
+        contenders.push(contender("fs4", move || {
+            let _keep = (&directory, &held);
+            assert!(fs4::FileExt::try_lock(&second).is_err());
+        }));
+    }
+    Work { title: "refusing what this process holds", contenders, ops: 4000 }
+}
+
+/// A second shared owner comes and goes.
+pub(crate) fn join(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    {
+        let (directory, file) = one_file(place);
+        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+        let lease = space.acquire(ONE, Request::shared(&file), Wait::NO).expect("acquire");
+        contenders.push(contender(OURS, move || {
+            let _keep = (&directory, &lease);
+            let second = space.acquire(TWO, Request::shared(&file), Wait::NO).expect("join");
+            black_box(second).release().expect("leave");
+        }));
+    }
+    if let Some(libvirt) = &place.libvirt {
+        let (directory, file) = one_file(place);
+        let (space, file) = (libvirt.space(Some(&c(directory.path()))), c(file));
+        assert!(space.acquire(&file, 1, SHARED));
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &directory;
+            assert!(space.acquire(&file, 2, SHARED));
+            space.release(&file, 2);
+        }));
+    }
+    let map: Mutex<HashMap<OsString, u64>> = Mutex::new(HashMap::from([(name(0).into(), 1)]));
+    let key = OsString::from(name(0));
+    contenders.push(contender(FLOOR, move || {
+        for change in [1, u64::MAX] {
+            let mut map = black_box(&map).lock().expect("unpoisoned");
+            let count = map.get_mut(black_box(&*key)).expect("there");
+            *count = count.wrapping_add(change);
+        }
+    }));
+    {
+        let (directory, file) = one_file(place);
+        let [first, second] = [(); 2].map(|()| open(&directory.path().join(&file)));
+        first.try_lock_shared().expect("lock");
+        contenders.push(contender("std", move || {
+            let _keep = (&directory, &first);
+            second.try_lock_shared().expect("lock");
+            second.unlock().expect("unlock");
+        }));
+    }
+    {
+        let (directory, file) = one_file(place);
+        let [first, second] = [(); 2].map(|()| open(&directory.path().join(&file)));
+        first.try_lock_shared().expect("lock");
+        let second = fd_lock::RwLock::new(second);
+        contenders.push(contender("fd-lock", move || {
+            let _keep = (&directory, &first);
+            drop(black_box(second.try_read().expect("lock")));
+        }));
+    }
+    Work { title: "a second shared owner joins and leaves", contenders, ops: 4000 }
+}
+
+/// How many an owner holds whose holds are all released.
+const TEN: usize = 10;
+
+pub(crate) const RELEASE_OWNER: &str = "release all of an owner of 10";
+pub(crate) const ACQUIRE: &str = "acquire and release, beside others";
+
+/// A space that holds many resources, and what is done in it: one more is acquired and released,
+/// and all of an owner of ten. Needs two descriptors for each.
+pub(crate) fn crowds(place: &Place, sizes: &[usize]) -> [Work; 2] {
+    let (mut acquires, mut releases) = (Vec::new(), Vec::new());
+    for &size in sizes {
+        let directory = Rc::new(place.fresh());
+        make_files(directory.path(), size + 1);
+        let names: Rc<[String]> = (0..=size).map(name).collect();
+        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+        let keep = |space: &LockSpace, owner, name: &String| {
+            space.acquire(owner, Request::exclusive(name), Wait::NO).expect("acquire").keep();
+        };
+        names[TEN..size].iter().for_each(|name| keep(&space, ONE, name));
+        let (in_space, one_more, held) = (space.clone(), names[size].clone(), directory.clone());
+        acquires.push(contender(format!("{OURS} at {size}"), move || {
+            let _keep = &held;
+            let request = Request::exclusive(&one_more);
+            in_space.acquire(ONE, request, Wait::NO).expect("acquire").release().expect("release");
+        }));
+        let (ten, held) = (names.clone(), directory.clone());
+        let run = move |times| {
+            let _keep = &held;
+            let mut total = Duration::ZERO;
+            for _ in 0..times {
+                ten[..TEN].iter().for_each(|name| keep(&space, TWO, name));
+                let begun = Instant::now();
+                let released = space.release_owner(TWO);
+                total += begun.elapsed();
+                assert_eq!((released.holds, released.leftovers.len()), (TEN, 0));
+            }
+            total
+        };
+        releases.push(Contender { name: format!("{OURS} at {size}"), run: Box::new(run) });
+
+        if let Some(libvirt) = &place.libvirt {
+            let directory = Rc::new(place.fresh());
+            make_files(directory.path(), size + 1);
+            let names: Rc<[CString]> = names.iter().map(c).collect();
+            let space = Rc::new(libvirt.space(Some(&c(directory.path()))));
+            names[TEN..size].iter().for_each(|name| assert!(space.acquire(name, 1, 0)));
+            let (in_space, one_more) = (space.clone(), names[size].clone());
+            let held = directory.clone();
+            acquires.push(contender(format!("{LIBVIRT} at {size}"), move || {
+                let _keep = &held;
+                assert!(in_space.acquire(&one_more, 1, 0));
+                in_space.release(&one_more, 1);
+            }));
+            let run = move |times| {
+                let _keep = &directory;
+                let mut total = Duration::ZERO;
+                for _ in 0..times {
+                    names[..TEN].iter().for_each(|name| assert!(space.acquire(name, 2, 0)));
+                    let begun = Instant::now();
+                    let released = space.release_owner(2);
+                    total += begun.elapsed();
+                    assert_eq!(released, TEN as i32);
+                }
+                total
+            };
+            releases.push(Contender { name: format!("{LIBVIRT} at {size}"), run: Box::new(run) });
+        }
+    }
+    let directory = place.fresh();
+    make_files(directory.path(), TEN);
+    let paths: Vec<_> = (0..TEN).map(|number| c(directory.path().join(name(number)))).collect();
+    let run = move |times| {
+        let _keep = &directory;
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            let files: Vec<_> = paths.iter().map(|path| raw::locked(Way::Assembly, path)).collect();
+            let begun = Instant::now();
+            for fd in files {
+                raw::end(Way::Assembly, fd);
+            }
+            total += begun.elapsed();
+        }
+        total
+    };
+    releases.push(Contender { name: FLOOR.to_owned(), run: Box::new(run) });
+    [
+        Work { title: RELEASE_OWNER, contenders: releases, ops: 4 },
+        Work { title: ACQUIRE, contenders: acquires, ops: 50 },
+    ]
+}
+
+pub(crate) const THREADS: [usize; 4] = [1, 2, 4, 8];
+
+/// So many threads, each with a resource of its own, all of one space.
+pub(crate) fn threads(place: &Place) -> Work {
+    let mut contenders = Vec::new();
+    for count in THREADS {
+        let most = *THREADS.last().expect("some");
+        let directory = place.fresh();
+        make_files(directory.path(), most);
+        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+        contenders.push(in_threads(format!("{OURS} {count}"), count, move |number| {
+            let _keep = &directory;
+            let name = name(number);
+            let space = space.clone();
+            Box::new(move || {
+                let lease = space.acquire(ONE, Request::exclusive(&name), Wait::NO);
+                lease.expect("acquire").release().expect("release");
+            })
+        }));
+        if let Some(libvirt) = &place.libvirt {
+            let directory = place.fresh();
+            make_files(directory.path(), most);
+            let space: Arc<LibvirtSpace> = Arc::new(libvirt.space(Some(&c(directory.path()))));
+            contenders.push(in_threads(format!("{LIBVIRT} {count}"), count, move |number| {
+                let _keep = &directory;
+                let (space, name) = (Arc::clone(&space), c(name(number)));
+                Box::new(move || {
+                    assert!(space.acquire(&name, 1, 0));
+                    space.release(&name, 1);
+                })
+            }));
+        }
+        let directory = place.fresh();
+        make_files(directory.path(), most);
+        let fd = Arc::new(open_directory(directory.path()));
+        contenders.push(in_threads(format!("{FLOOR} {count}"), count, move |number| {
+            let (name, path) = (c(name(number)), c(directory.path().join(name(number))));
+            let fd = Arc::clone(&fd);
+            Box::new(move || raw::in_directory(Way::Assembly, fd.as_fd(), &name, &path))
+        }));
+    }
+    Work { title: "threads on different resources", contenders, ops: 400 }
+}
+
+type Once = Box<dyn FnMut() + Send>;
+
+/// Each thread does the work so often; what is told is the time for each, of all threads.
+fn in_threads(
+    name: String,
+    count: usize,
+    mut make: impl FnMut(usize) -> Once + 'static,
+) -> Contender {
+    let run = move |times| {
+        let barrier = Barrier::new(count);
+        let works: Vec<_> = (0..count).map(&mut make).collect();
+        let spans: Vec<_> = std::thread::scope(|scope| {
+            let threads = works.into_iter().map(|mut once| {
+                let barrier = &barrier;
+                scope.spawn(move || {
+                    barrier.wait();
+                    let begun = Instant::now();
+                    for _ in 0..times {
+                        once();
+                    }
+                    (begun, Instant::now())
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let begun = spans.iter().map(|span| span.0).min().expect("a thread");
+        let ended = spans.iter().map(|span| span.1).max().expect("a thread");
+        (ended - begun) / count as u32
+    };
+    Contender { name, run: Box::new(run) }
+}
+
+/// Writes down, as text, what is held.
+#[cfg(feature = "snapshot")]
+pub(crate) fn snapshot(place: &Place, count: usize) -> Work {
+    use lockspace::snapshot::Snapshot;
+
+    let mut contenders = Vec::new();
+    let (directory, space) = held_by_us(place, count);
+    contenders.push(contender(OURS, move || {
+        let _keep = &directory;
+        let snapshot = Snapshot::take([&space]).expect("a snapshot");
+        black_box(serde_json::to_string(snapshot.documents()).expect("text"));
+    }));
+    if let Some((directory, space)) = held_by_libvirt(place, count) {
+        contenders.push(contender(LIBVIRT, move || {
+            let _keep = &directory;
+            black_box(space.snapshot());
+        }));
+    }
+    Work { title: "snapshot, with its text", contenders, ops: 1 }
+}
+
+/// From the text to the space.
+#[cfg(feature = "snapshot")]
+pub(crate) fn restore(place: &Place, count: usize) -> Work {
+    use std::mem::{forget, replace};
+
+    use lockspace::snapshot::{self, Document, Snapshot};
+
+    let mut contenders = Vec::new();
+    let (directory, space) = held_by_us(place, count);
+    let snapshot = Snapshot::take([&space]).expect("a snapshot");
+    let text = serde_json::to_string(snapshot.documents()).expect("text");
+    let mut restored = vec![space];
+    forget(snapshot);
+    contenders.push(Contender {
+        name: OURS.to_owned(),
+        run: Box::new(move |times| {
+            let _keep = &directory;
+            let mut total = Duration::ZERO;
+            for _ in 0..times {
+                // As an exec would leave them: open, and nobody's.
+                forget(std::mem::take(&mut restored));
+                let begun = Instant::now();
+                let documents: Vec<Document> = serde_json::from_str(&text).expect("documents");
+                // SAFETY: their owner has just been forgotten, and no other thread runs.
+                restored = unsafe { snapshot::restore(&documents) }.expect("restored");
+                total += begun.elapsed();
+            }
+            total
+        }),
+    });
+    if let (Some(libvirt), Some((directory, space))) =
+        (place.libvirt.clone(), held_by_libvirt(place, count))
+    {
+        let text = space.snapshot();
+        let mut restored = space;
+        contenders.push(Contender {
+            name: LIBVIRT.to_owned(),
+            run: Box::new(move |times| {
+                let _keep = &directory;
+                let mut total = Duration::ZERO;
+                for _ in 0..times {
+                    let begun = Instant::now();
+                    let space = libvirt.restored(&text);
+                    total += begun.elapsed();
+                    forget(replace(&mut restored, space));
+                }
+                total
+            }),
+        });
+    }
+    Work { title: "restore, from its text", contenders, ops: 1 }
+}
+
+/// A space that keeps so many, and no descriptor beside them.
+pub(crate) fn held_by_us(place: &Place, count: usize) -> (TempDir, LockSpace) {
+    let directory = place.fresh();
+    make_files(directory.path(), count);
+    let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+    for number in 0..count {
+        let request = Request::exclusive(name(number));
+        space.acquire(ONE, request, Wait::NO).expect("acquire").keep();
+    }
+    (directory, space)
+}
+
+pub(crate) fn held_by_libvirt(place: &Place, count: usize) -> Option<(TempDir, LibvirtSpace)> {
+    let libvirt = place.libvirt.as_ref()?;
+    let directory = place.fresh();
+    make_files(directory.path(), count);
+    let space = libvirt.space(Some(&c(directory.path())));
+    for number in 0..count {
+        assert!(space.acquire(&c(name(number)), 1, 0));
+    }
+    Some((directory, space))
+}
