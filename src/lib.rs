@@ -106,7 +106,9 @@
 //!
 //! A forked child shares its parent's descriptors, and to unlock one of them would unlock the
 //! parent's. So a child's leases do nothing when dropped, and its calls are refused
-//! ([`AcquireError::Forked`]): open a space of its own there. While children live, a *killed*
+//! ([`AcquireError::Forked`]): open a space of its own there, if the parent had one thread. (A
+//! child of more has a copy of locks that other threads held, parking_lot's own tables among them:
+//! let it execute a program first.) While children live, a *killed*
 //! parent's locks live on in them, unless they have executed another program.
 //!
 //! ## exec
@@ -164,7 +166,10 @@
 //!
 //! # Features
 //!
-//! `sha256` adds SHA-256 naming, to meet libvirt's lock daemon in its `file_lockspace_dir`.
+//! - `sha256` adds SHA-256 naming, to meet libvirt's lock daemon in its `file_lockspace_dir`.
+//! - `snapshot` adds the module `snapshot`: locks that outlive the program.
+//! - `tracing` warns of each lock file that a drop could not remove, which nobody else can be told
+//!   of.
 #![warn(missing_docs)]
 
 #[cfg(not(target_os = "linux"))]
