@@ -5,7 +5,7 @@
 //! ```
 //!
 //! It shows the locks on the very file that is named. Where an image's lock is on a lock file in
-//! a directory, name that file: `image_lock` prints its path.
+//! a directory, name that file: `image_lock` prints its path. The image has no holders then.
 
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -98,7 +98,7 @@ pub enum BadRequest {
         /// How many names the file has.
         links: u64,
     },
-    /// A direct space never creates, nor removes, the user's image.
+    /// In a direct space, no acquire creates the user's image, and no release removes it.
     #[error("a direct space does not create files")]
     AutoCreateInDirect,
     /// The file can only be read, and an exclusive lock needs a descriptor that can write.
@@ -300,8 +300,8 @@ pub enum AcquireError {
     /// Somebody holds it in a mode that excludes this one.
     #[error(transparent)]
     Busy(Busy),
-    /// There is no file to lock, and the request did not say
-    /// [`auto_create`](crate::Request::auto_create).
+    /// There is no file to lock: the image does not exist; or its lock file does not, and the
+    /// request did not say [`auto_create`](crate::Request::auto_create).
     #[error("{}", NoFile { name, path })]
     NotFound {
         /// The resource.
@@ -317,7 +317,8 @@ pub enum AcquireError {
         /// What is wrong with it.
         why: BadRequest,
     },
-    /// The wait was cancelled.
+    /// The wait was cancelled: by its [`Cancel`](crate::Cancel), or by
+    /// [`LockSpace::release_owner`](crate::LockSpace::release_owner).
     #[error("the wait for {name:?} was cancelled after {waited:.1?}")]
     Cancelled {
         /// The resource.
@@ -326,13 +327,15 @@ pub enum AcquireError {
         waited: Duration,
     },
     /// To wait would be to wait for ever: the owner waits for itself, or two shared holders wait
-    /// for each other to become exclusive.
+    /// for each other to become exclusive. So ends, at once, the wait of an owner for what it holds
+    /// itself, as when a VM is started twice; a try is refused with [`Busy`](Self::Busy) then.
     #[error("to wait for {name:?} would be to wait for ever")]
     Deadlock {
         /// The resource.
         name: OsString,
     },
-    /// The file system has not answered.
+    /// The file system has not answered within the deadline. One of a millisecond or two can be
+    /// too short for that on a busy machine.
     #[error("{name:?}: no answer from the file system of {} within {waited:.1?}", Shown(.path))]
     Stuck {
         /// The resource.

@@ -97,8 +97,9 @@
 //!
 //! It ends where no lock can reach: a process that shares the very descriptor and unlocks it, a
 //! second device node of one block device, the upper file under an overlay, hard links behind
-//! names in a directory, a file that is renamed or removed by hand, and every program that takes
-//! no lock, since locks are advisory.
+//! names in a directory, a file that is renamed or removed by hand, a program that locks a lock file
+//! of [`auto_create`](Request::auto_create) and does not look whether that still has its name (LXC),
+//! and every program that takes no lock, since locks are advisory.
 //!
 //! # Pitfalls
 //!

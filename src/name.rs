@@ -353,6 +353,10 @@ impl<'a> Target<'a> {
     ///
     /// All descriptors of one open file share its lock. While the lease lives, do not lock or
     /// unlock through the descriptor.
+    ///
+    /// The lock is on the descriptor's file, whatever the [`Naming`]. In a space with a directory it
+    /// does not exclude [`Target::image`] of the same image elsewhere, which locks a lock file. Use
+    /// it in a [direct](Naming::direct) space, and let the others lock the image, too.
     #[must_use]
     pub fn opened<N: AsRef<OsStr> + ?Sized>(name: &'a N, file: &'a impl AsFd) -> Self {
         Self(Means::Opened(name.as_ref(), file.as_fd()))

@@ -267,7 +267,12 @@ impl<'a> Request<'a> {
     ///
     /// Who asks for this also cleans up a file that was there before, such as one that a killed
     /// program left. Of several shared holds, the first in the process decides. A direct space
-    /// refuses it: the file there is the user's image.
+    /// refuses it: the file there is the user's image. For [`Target::opened`] it means nothing.
+    ///
+    /// Do not ask for this where a program that does not look whether the file it has locked still
+    /// has its name, such as LXC, uses the same lock files. It can wait for a file that is removed,
+    /// and lock that while the next hold here locks a new one.
+    /// [`LockSpace::create`](crate::LockSpace::create) makes a file that stays.
     #[doc(alias = "VIR_LOCK_SPACE_ACQUIRE_AUTOCREATE")]
     pub fn auto_create(mut self) -> Self {
         self.terms.auto_create = true;

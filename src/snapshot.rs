@@ -24,12 +24,20 @@
 //! let mut snapshot = Snapshot::take([&space])?;
 //! let state = serde_json::to_vec(snapshot.documents())?;
 //! let carried = snapshot.carry(&state)?;
-//! let error = snapshot.exec(Command::new("/proc/self/exe").arg(carried.to_string()));
+//! // The path of the new version. Not `/proc/self/exe`, which is the old one after an upgrade.
+//! let program = "/usr/sbin/vmm";
+//! let error = snapshot.exec(Command::new(program).arg(carried.to_string()));
 //! // Still here: every lock is held, and everything goes on.
 //! eprintln!("{error}");
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A signal that comes before the new program has its handler does what it does by default: SIGUSR1
+//! or SIGHUP kills it, and every lock is lost. Block it in the thread that executes, before
+//! [`Snapshot::take`], and unblock it in the new program once its handler is there: an exec keeps
+//! the signal mask. Sockets and other descriptors are the caller's to carry over; the example
+//! `reexec` does so.
 //!
 //! libvirt's `virtlockd` does this with `virLockSpacePreExecRestart` and
 //! `virLockSpaceNewPostExecRestart`, and believes its document. Here every entry is proven before

@@ -214,7 +214,9 @@ pub struct Released {
 
 impl LockSpace {
     /// Opens a space. The directory, if the naming has one, is made where it is missing, for its
-    /// user alone (0700), and held open.
+    /// user alone (0700), and held open. One that is there is taken as it is: its owner and its mode
+    /// are not checked. A relative path is made absolute now; later changes of the working directory
+    /// do not matter.
     ///
     /// Mirrors `virLockSpaceNew`.
     ///
@@ -231,7 +233,8 @@ impl LockSpace {
     }
 
     /// Makes the resource's lock file, empty, if there is none. In a direct space, that is the
-    /// file itself.
+    /// file itself; in memory, nothing is made. The name is taken byte by byte: for an image, pass
+    /// its resolved path.
     ///
     /// Mirrors `virLockSpaceCreateResource`.
     ///
@@ -335,7 +338,7 @@ impl LockSpace {
     }
 
     /// Ends one kept hold of an owner. With the last hold of an auto-created resource goes the
-    /// lock file.
+    /// lock file. The name is that of [`Lease::name`]: of an image, its resolved path.
     ///
     /// Mirrors `virLockSpaceReleaseResource`.
     ///
@@ -351,6 +354,11 @@ impl LockSpace {
     /// Ends every kept hold of an owner, and cancels its waits, in time proportional to their
     /// number. Leases stay.
     ///
+    /// An acquire that is granted meanwhile, or begins later, is not touched; if its lease is kept
+    /// after this, that hold stays. So a daemon whose client is gone first sees to it that no call
+    /// for this owner runs any more, and none begins: it cancels the client's
+    /// [`Cancel`](crate::Cancel), waits for the threads that serve the client, and then calls this.
+    ///
     /// Mirrors `virLockSpaceReleaseResourcesForOwner`.
     #[doc(alias = "virLockSpaceReleaseResourcesForOwner")]
     pub fn release_owner(&self, owner: OwnerId) -> Released {
@@ -363,7 +371,8 @@ impl LockSpace {
         }
     }
 
-    /// Takes a kept hold back as a lease.
+    /// Takes a kept hold back as a lease. The name is that of [`Lease::name`]: of an image, its
+    /// resolved path.
     ///
     /// # Errors
     /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it.

@@ -268,7 +268,7 @@ fn a_child_of_a_process_that_waits_can_wait_itself() {
             let refused = space.acquire(B, auto(NAME), Wait::FOREVER);
             assert!(matches!(refused, Err(AcquireError::Forked { .. })), "{refused:?}");
             let mine = space_in(dir.path());
-            let wait = Wait::within(Duration::from_millis(50));
+            let wait = Wait::within(Duration::from_millis(300));
             assert!(matches!(mine.acquire(A, auto(NAME), wait), Err(AcquireError::Busy(_))));
             ready.open();
             drop(mine.acquire(A, auto(NAME), Wait::within(LONG)).unwrap());

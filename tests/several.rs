@@ -390,7 +390,7 @@ fn the_deadline_covers_what_another_thread_is_just_acquiring() {
         let all = start({
             let space = space.clone();
             move || {
-                let wait = Wait::within(Duration::from_millis(60));
+                let wait = Wait::within(Duration::from_millis(300));
                 let _ = tell.send(space.acquire_all(B, [Request::shared(&path)], wait).map(drop));
             }
         });

@@ -34,7 +34,7 @@ const B: OwnerId = OwnerId::new(2);
 const C: OwnerId = OwnerId::new(3);
 const NAME: &str = "disk";
 /// Long enough that a wait which ends too early is seen.
-const SHORT: Duration = Duration::from_millis(60);
+const SHORT: Duration = Duration::from_millis(200);
 
 type Acquired = Result<Lease, AcquireError>;
 
@@ -353,9 +353,14 @@ fn a_deadline_is_never_early() {
                 let time = Duration::from_millis(millis);
                 let started = Instant::now();
                 let wait = if until { Wait::until(started + time) } else { Wait::within(time) };
-                let refused = busy(room.space.acquire(B, Request::exclusive(NAME), wait));
+                let refused = room.space.acquire(B, Request::exclusive(NAME), wait);
                 let elapsed = started.elapsed();
                 assert!(elapsed >= time, "{way}: {elapsed:?} of {time:?}");
+                // On a busy machine, a helper may not have come to ask the file system by then.
+                if mode.is_none() && matches!(refused, Err(AcquireError::Stuck { .. })) {
+                    continue;
+                }
+                let refused = busy(refused);
                 // What it says may leave out the moment before the call.
                 let said = refused.waited();
                 assert!(said <= elapsed && said + Duration::from_millis(1) >= time, "{said:?}");
