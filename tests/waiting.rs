@@ -500,7 +500,7 @@ fn release_owner_cancels_that_owners_waits_only() {
         room.space.release_owner(second);
         is_cancelled(d.join());
         // A wait that begins later is not concerned.
-        let wait = Wait::within(Duration::from_millis(1));
+        let wait = Wait::within(SHORT);
         assert_eq!(busy(room.space.acquire(B, Request::exclusive(NAME), wait)).held(), mode);
     });
 }
