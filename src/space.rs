@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::io::Errno;
 
 use crate::acquire::{self, Wanted};
 use crate::error::{
@@ -539,11 +540,9 @@ impl Inner {
             }
             Refusal::Bad(why) => bad(why),
             Refusal::Moved(directory) => ChangeError::Moved(text.to_owned(), directory),
-            Refusal::NotFound => {
-                ChangeError::Io(IoError::new("openat", name.path(), io::ErrorKind::NotFound))
-            }
+            Refusal::NotFound => ChangeError::Io(IoError::new("openat", name.path(), Errno::NOENT)),
             Refusal::Unstable(_) => {
-                ChangeError::Io(IoError::new("openat", name.path(), io::ErrorKind::ResourceBusy))
+                ChangeError::Io(IoError::new("openat", name.path(), Errno::BUSY))
             }
             Refusal::Io(error) => ChangeError::Io(error),
         })
