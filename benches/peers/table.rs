@@ -56,7 +56,7 @@ impl Row {
         // A rival that is missing decides nothing; ours must be there.
         let worst = used.map(|used| used.unwrap_or(0.0)).fold(0.0, f64::max);
         if self.of(OURS).is_none() {
-            return "skipped";
+            return "missed";
         }
         let answered = ANSWERED.iter().any(|(work, file_system, best)| {
             self.work == *work && self.file_system == *file_system && worst <= *best
@@ -69,14 +69,7 @@ impl Row {
     }
 
     pub(crate) fn print(&self) {
-        let number = |value: f64| match self.unit {
-            "ns" if value >= 1e6 => format!("{:.2} ms", value / 1e6),
-            "ns" if value >= 1e4 => format!("{:.1} us", value / 1e3),
-            "ns" if value >= 1e3 => format!("{:.0} ns", value),
-            "ns" => format!("{value:.1} ns"),
-            "B" => format!("{value:.0} B"),
-            _ => format!("{value:.2}"),
-        };
+        let number = |value| number(self.unit, value);
         let mut line = format!("{} | {} | ", self.work, self.file_system);
         let ours = self.of(OURS);
         let _ = write!(line, "ours {} | ", ours.map_or("-".to_owned(), number));
@@ -95,7 +88,22 @@ impl Row {
             Target::AtLeast(least) => format!(">= {least}"),
         });
         let targets: Vec<_> = targets.collect();
+        if targets.is_empty() {
+            // Not a row: nothing is asked of it.
+            return println!("({line}no target)");
+        }
         println!("{line}{} | {}", targets.join(", "), self.verdict());
+    }
+}
+
+pub(crate) fn number(unit: &str, value: f64) -> String {
+    match unit {
+        "ns" if value >= 1e6 => format!("{:.2} ms", value / 1e6),
+        "ns" if value >= 1e4 => format!("{:.1} us", value / 1e3),
+        "ns" if value >= 1e3 => format!("{value:.0} ns"),
+        "ns" => format!("{value:.1} ns"),
+        "B" => format!("{value:.0} B"),
+        _ => format!("{value:.2}"),
     }
 }
 
