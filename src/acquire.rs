@@ -22,7 +22,7 @@ use crate::error::{AcquireError, BadRequest, Busy, IoError};
 use crate::helper::{Lane, Late};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
-use crate::name::{Leads, Means, Name, Place, Target};
+use crate::name::{Leads, Means, Name, Place, Target, Text};
 use crate::request::{Mode, OwnerId, Request, Terms};
 use crate::resource::{
     ANSWER, Admission, Claim, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings,
@@ -311,6 +311,7 @@ impl Inner {
         patience: Option<&Patience>,
     ) -> Result<Admitted<'_>, AcquireError> {
         let text = &*wanted.text;
+        let key = Text::from(text);
         let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
         let mut made = None;
         let mut map = self.map.lock();
@@ -328,14 +329,14 @@ impl Inner {
                     None => continue,
                 }
             }
-            let Some(resource) = map.find(text) else {
+            let Some(resource) = map.find(key) else {
                 // A name costs a hash and an allocation: not under the mutex.
                 if let Some(name) = made.take() {
                     let Wish { owner, mode, .. } = wish;
                     let claim = State::Acquiring(Claim { owner, mode, stuck_since: None });
                     return Ok(Admitted::Alone(self.begin(map, name, claim)));
                 }
-                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
+                let name = MutexGuard::unlocked(&mut map, || self.name(wanted, key));
                 made = Some(name.map_err(bad)?);
                 continue;
             };
@@ -415,10 +416,10 @@ impl Inner {
         id.map_err(|refusal| refused(refusal, text, || path))
     }
 
-    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
+    fn name(&self, wanted: &Wanted<'_>, key: Text<'_>) -> Result<Arc<Name>, BadRequest> {
         match wanted.opened {
-            Some((fd, _)) => Place::name_of_opened(&wanted.text, lock_file::path_of(fd)),
-            None => self.place.name(&wanted.text),
+            Some((fd, _)) => Place::name_of_opened(key, lock_file::path_of(fd)),
+            None => self.place.name(key),
         }
     }
 
@@ -486,7 +487,7 @@ impl Inner {
                     Grant::Joined => return Ok(self.lease(&name, &wish)),
                     Grant::Acquire(inherited) => {
                         let bad = |why| AcquireError::Bad { name: wanted.text.to_os_string(), why };
-                        let make = || self.name(wanted).map_err(bad);
+                        let make = || self.name(wanted, (&*wanted.text).into()).map_err(bad);
                         let opened = wanted.opened.is_some();
                         let transition = Transition::inherited(self, name, opened, make)?;
                         return self.head(transition, inherited, &wish, wanted, patience, refused);
@@ -538,7 +539,7 @@ impl Inner {
         if let Some(grant) = waiter.take_grant() {
             return Ok(grant);
         }
-        let resource = map.find(name.text()).expect("it is in the map while somebody waits");
+        let resource = map.find(name.key()).expect("it is in the map while somebody waits");
         resource.dequeue(waiter);
         let error = match over {
             Over::Cancelled => cancelled(name.text(), patience),
@@ -705,7 +706,7 @@ impl Inner {
     /// Which file a resource is held on.
     fn id_of(&self, text: &OsStr) -> Option<FileId> {
         let mut map = self.map.lock();
-        map.find(text)?.hold()?.file.as_ref().map(LockFile::id)
+        map.find(text.into())?.hold()?.file.as_ref().map(LockFile::id)
     }
 }
 
@@ -763,7 +764,7 @@ impl Inner {
         let waiter = Waiter::new(&patience.bell);
         {
             let mut map = self.map.lock();
-            let resource = map.find(name.text()).expect("a lease has its hold");
+            let resource = map.find(name.key()).expect("a lease has its hold");
             // Another of its own holds would never leave, nor another who waits for this one.
             let alone = resource.hold().is_some_and(|hold| hold.owners.count(owner) == 1);
             if !alone || !resource.enqueue_upgrade(owner, Arc::clone(&waiter)) {
@@ -801,7 +802,7 @@ impl Inner {
         let mut rings = Rings::default();
         {
             let mut map = self.map.lock();
-            if let Some(resource) = map.find(name.text()) {
+            if let Some(resource) = map.find(name.key()) {
                 resource.dequeue(&waiter);
             }
             map.let_in(name, &mut rings);
@@ -814,7 +815,7 @@ impl Inner {
     /// of this space, or here by another name of the file.
     fn number_if_refused_by_kernel(&self, name: &Name, busy: &Busy) -> Option<(RawFd, FileId)> {
         let mut map = self.map.lock();
-        let file = map.find(name.text())?.hold()?.file.as_ref()?;
+        let file = map.find(name.key())?.hold()?.file.as_ref()?;
         busy.file().map(|_| (file.number(), file.id()))
     }
 
@@ -835,7 +836,7 @@ impl Inner {
             if map.is_frozen() {
                 return Err(AcquireError::Frozen { name: name.text().to_owned() });
             }
-            let resource = map.find(name.text()).expect("a lease has its hold");
+            let resource = map.find(name.key()).expect("a lease has its hold");
             match resource.begin_conversion(owner, to, &mut rings) {
                 Conversion::Begun(file) => break file,
                 Conversion::Done => {

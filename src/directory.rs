@@ -1,12 +1,14 @@
 //! The directory of a space's lock files: held open, and known by its path.
 
+use std::ffi::CStr;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{IoError, OpenError};
@@ -94,6 +96,25 @@ impl Directory {
     /// Whether it is on a file system whose locks and lookups cannot hang.
     pub(crate) fn is_local(&self) -> bool {
         self.local
+    }
+
+    /// What the whole path of a file in it leads to; not through the file, if it is a symlink.
+    pub(crate) fn stat_by_path(&self, file: &Path) -> Result<Stat, Errno> {
+        // On the stack, since every acquire comes this way.
+        let mut buffer = [0; 512];
+        let directory = self.path.as_os_str().as_bytes();
+        let parts = [directory, b"/", file.as_os_str().as_bytes(), b"\0"];
+        let len = parts.iter().map(|part| part.len()).sum();
+        let Some(mut rest) = buffer.get_mut(..len) else {
+            return rustix::fs::statat(CWD, self.path.join(file), AtFlags::SYMLINK_NOFOLLOW);
+        };
+        for part in parts {
+            let (here, after) = rest.split_at_mut(part.len());
+            here.copy_from_slice(part);
+            rest = after;
+        }
+        let path = CStr::from_bytes_with_nul(&buffer[..len]).map_err(|_| Errno::INVAL)?;
+        rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
     }
 
     /// Whether its path still leads to it.

@@ -146,7 +146,7 @@ impl LockFile {
         let path = path_of(fd.as_fd());
         let failed = |call, source| Refusal::Io(IoError::new(call, &path, source));
         let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat", errno.into()))?;
-        check_file(&stat, &path, ask)?;
+        check_file(&stat, || path.clone(), ask)?;
         let access = rustix::fs::fcntl_getfl(&fd).map_err(|e| failed("fcntl", e.into()))?;
         check_access(access, ask.mode)?;
         // Two descriptors may share one open file: without this, two threads could both see it
@@ -243,7 +243,7 @@ impl LockFile {
     pub(crate) fn release(self, name: &Name, unlink: Option<Mode>) -> Result<(), IoError> {
         let unlinked = match (unlink, name.leads()) {
             (Some(mode), Leads::In(directory, file)) => {
-                self.unlink(mode, directory, Path::new(&file))
+                self.unlink(mode, directory, file.write(&mut [0; 64]))
             }
             _ => Ok(()),
         };
@@ -295,14 +295,14 @@ impl LockFile {
     /// was created.
     fn open(name: &Name, ask: &Ask) -> Result<Option<(Self, bool)>, Refusal> {
         let opened = match name.leads() {
-            Leads::In(directory, file) => open_in(directory, Path::new(&file), ask)?,
+            Leads::In(directory, file) => open_in(directory, file.write(&mut [0; 64]), ask)?,
             Leads::To(path) => open_direct(path, ask)?.map(|fd| (fd, false)),
             Leads::Nowhere => return Err(Refusal::NotFound),
         };
         let Some((fd, created)) = opened else { return Ok(None) };
         let failed = |call| move |errno| IoError::new(call, name.path(), errno);
         let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
-        check_file(&stat, &name.path(), ask)?;
+        check_file(&stat, || name.path(), ask)?;
         let writable = !matches!(name.leads(), Leads::To(_)) || ask.writes();
         let id = FileId::from(&stat);
         let local = match name.leads() {
@@ -332,12 +332,12 @@ impl LockFile {
 /// By the whole path, never relative to the open directory: one call then tells both that the
 /// directory is still where others look for it and that the file is still there.
 fn is_at(id: FileId, name: &Name) -> Result<Identity, IoError> {
-    let (path, flags) = match name.leads() {
-        Leads::In(directory, file) => (directory.path().join(file), AtFlags::SYMLINK_NOFOLLOW),
-        Leads::To(path) => (path.to_owned(), AtFlags::empty()),
+    let stat = match name.leads() {
+        Leads::In(directory, file) => directory.stat_by_path(file.write(&mut [0; 64])),
+        Leads::To(path) => rustix::fs::stat(path),
         Leads::Nowhere => return Ok(Identity::Same),
     };
-    match rustix::fs::statat(CWD, &path, flags) {
+    match stat {
         Ok(stat) if FileId::from(&stat) == id => Ok(Identity::Same),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match name.leads() {
             Leads::In(directory, _) if !directory.is_where_it_was() => {
@@ -345,7 +345,7 @@ fn is_at(id: FileId, name: &Name) -> Result<Identity, IoError> {
             }
             _ => Ok(Identity::Stale),
         },
-        Err(errno) => Err(IoError::new("newfstatat", path, errno)),
+        Err(errno) => Err(IoError::new("newfstatat", name.path(), errno)),
     }
 }
 
@@ -382,7 +382,7 @@ pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
         match name.leads() {
             Leads::Nowhere => return Ok(()),
             Leads::To(path) => match rustix::fs::stat(path) {
-                Ok(stat) => return check_file(&stat, path, &ask),
+                Ok(stat) => return check_file(&stat, || path.to_owned(), &ask),
                 Err(Errno::NOENT) => {
                     let flags = OPEN | OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL;
                     match rustix::fs::open(path, flags, file_mode.into()) {
@@ -394,10 +394,13 @@ pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
                 Err(errno) => return Err(IoError::new("stat", path, errno).into()),
             },
             Leads::In(..) => {
-                let Some((file, _)) = LockFile::open(name, &ask)? else { continue };
+                let Some((file, created)) = LockFile::open(name, &ask)? else { continue };
                 match file.identity(name)? {
                     Identity::Same => return Ok(()),
-                    Identity::Moved(directory) => return Err(Refusal::Moved(directory)),
+                    Identity::Moved(directory) => {
+                        let _ = file.release(name, created.then_some(Mode::Shared));
+                        return Err(Refusal::Moved(directory));
+                    }
                     Identity::Stale => {}
                 }
             }
@@ -421,7 +424,9 @@ pub(crate) fn delete(name: &Name, stale: &AtomicU64) -> Result<(), Refusal> {
     }
     let file = LockFile::take(name, &ask, stale)?;
     let removed = match name.leads() {
-        Leads::In(directory, file) => rustix::fs::unlinkat(directory, &*file, AtFlags::empty()),
+        Leads::In(directory, file) => {
+            rustix::fs::unlinkat(directory, file.write(&mut [0; 64]), AtFlags::empty())
+        }
         Leads::To(path) => rustix::fs::unlink(path),
         Leads::Nowhere => Ok(()),
     };
@@ -446,19 +451,24 @@ fn open_in(
     // sticky directory.
     let (fd, created) = match open(OFlags::empty(), 0) {
         Ok(fd) => (fd, false),
+        // Where the directory has moved away, what is created is seen not to be at its path.
+        Err(Errno::NOENT) if ask.create => match open(OFlags::CREATE | OFlags::EXCL, ask.file_mode)
+        {
+            Ok(fd) => (fd, true),
+            Err(Errno::EXIST) => return Ok(None),
+            Err(Errno::NOENT) if !directory.is_where_it_was() => {
+                return Err(Refusal::Moved(directory.path().to_owned()));
+            }
+            Err(errno) => return Err(IoError::new("openat", path(), errno).into()),
+        },
         Err(Errno::NOENT) if !directory.is_where_it_was() => {
             return Err(Refusal::Moved(directory.path().to_owned()));
         }
-        Err(Errno::NOENT) if !ask.create => return Err(Refusal::NotFound),
-        Err(Errno::NOENT) => match open(OFlags::CREATE | OFlags::EXCL, ask.file_mode) {
-            Ok(fd) => (fd, true),
-            Err(Errno::EXIST) => return Ok(None),
-            Err(errno) => return Err(IoError::new("openat", path(), errno).into()),
-        },
+        Err(Errno::NOENT) => return Err(Refusal::NotFound),
         Err(errno) => {
             // A symlink, a directory, a socket: say what it is rather than what open says.
             if let Ok(stat) = rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
-                check_kind(&stat, &path())?;
+                check_kind(&stat, path)?;
             }
             return Err(IoError::new("openat", path(), errno).into());
         }
@@ -469,7 +479,7 @@ fn open_in(
 fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
     // Before the open: to open a device can rewind a tape or reset a line.
     match rustix::fs::stat(path) {
-        Ok(stat) => check_file(&stat, path, ask)?,
+        Ok(stat) => check_file(&stat, || path.to_owned(), ask)?,
         Err(Errno::NOENT) => return Err(Refusal::NotFound),
         Err(errno) => return Err(IoError::new("stat", path, errno).into()),
     }
@@ -515,7 +525,7 @@ fn check_access(flags: OFlags, mode: Mode) -> Result<(), Refusal> {
 }
 
 /// Only a regular file or a block device can stand for a resource.
-fn check_file(stat: &Stat, path: &Path, ask: &Ask) -> Result<(), Refusal> {
+fn check_file(stat: &Stat, path: impl FnOnce() -> PathBuf, ask: &Ask) -> Result<(), Refusal> {
     check_kind(stat, path)?;
     if ask.refuse_hard_links {
         check_links(stat)?;
@@ -532,7 +542,7 @@ fn check_links(stat: &Stat) -> Result<(), Refusal> {
     }
 }
 
-fn check_kind(stat: &Stat, path: &Path) -> Result<(), Refusal> {
+fn check_kind(stat: &Stat, path: impl FnOnce() -> PathBuf) -> Result<(), Refusal> {
     let kind = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile | FileType::BlockDevice => return Ok(()),
         FileType::Directory => "a directory",
@@ -542,7 +552,7 @@ fn check_kind(stat: &Stat, path: &Path) -> Result<(), Refusal> {
         FileType::CharacterDevice => "a character device",
         _ => "no file that can be written",
     };
-    Err(Refusal::Bad(BadRequest::NotAFile { path: path.to_owned(), kind }))
+    Err(Refusal::Bad(BadRequest::NotAFile { path: path(), kind }))
 }
 
 /// The path of an image without symlinks, `.` and `..`.
@@ -556,7 +566,7 @@ pub(crate) fn resolve_image(
     };
     let resolved = std::fs::canonicalize(path).map_err(|source| failed("realpath", source))?;
     let stat = rustix::fs::stat(&resolved).map_err(|errno| failed("stat", errno.into()))?;
-    check_kind(&stat, &resolved)?;
+    check_kind(&stat, || resolved.clone())?;
     if refuse_hard_links {
         check_links(&stat)?;
     }

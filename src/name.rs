@@ -5,11 +5,12 @@
 use std::borrow::{Borrow, Cow};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use md5::Digest as _;
 
@@ -159,23 +160,25 @@ pub(crate) enum Place {
 
 impl Place {
     /// The name with its way to a file, if such a name can be here.
-    pub(crate) fn name(&self, text: &OsStr) -> Result<Arc<Name>, BadRequest> {
-        check(text, LONGEST_NAME)?;
+    pub(crate) fn name<'a>(&self, text: impl Into<Text<'a>>) -> Result<Arc<Name>, BadRequest> {
+        let text = text.into();
+        check(&text)?;
         let way = match self {
             Self::Directory(scheme, directory) => {
                 let file = match scheme {
                     Scheme::Md5 => File::Md5(md5::Md5::digest(text.as_bytes()).into()),
                     #[cfg(feature = "sha256")]
                     Scheme::Sha256 => File::Sha256(sha2::Sha256::digest(text.as_bytes()).into()),
-                    Scheme::Verbatim => {
-                        check(text, LONGEST_COMPONENT)?;
-                        if matches!(text.as_bytes(), b"." | b"..")
-                            || text.as_bytes().contains(&b'/')
-                        {
+                    Scheme::Verbatim => match text.as_bytes() {
+                        bytes if bytes.len() > LONGEST_COMPONENT => {
+                            return Err(BadRequest::TooLong { max: LONGEST_COMPONENT });
+                        }
+                        b"." | b".." => return Err(BadRequest::NotOneComponent),
+                        bytes if bytes.contains(&b'/') => {
                             return Err(BadRequest::NotOneComponent);
                         }
-                        File::Verbatim
-                    }
+                        _ => File::Verbatim,
+                    },
                 };
                 Way::In(Arc::clone(directory), file)
             }
@@ -185,21 +188,26 @@ impl Place {
             Self::Direct => Way::Path,
             Self::InMemory => Way::Nowhere,
         };
-        Ok(Arc::new(Name { text: text.into(), way }))
+        Ok(Arc::new(Name { text: text.text.into(), hash: text.hash, way }))
     }
 
     /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
-    pub(crate) fn name_of_opened(text: &OsStr, path: PathBuf) -> Result<Arc<Name>, BadRequest> {
-        check(text, LONGEST_NAME)?;
-        Ok(Arc::new(Name { text: text.into(), way: Way::Opened(path.into()) }))
+    pub(crate) fn name_of_opened<'a>(
+        text: impl Into<Text<'a>>,
+        path: PathBuf,
+    ) -> Result<Arc<Name>, BadRequest> {
+        let text = text.into();
+        check(&text)?;
+        let way = Way::Opened(path.into());
+        Ok(Arc::new(Name { text: text.text.into(), hash: text.hash, way }))
     }
 }
 
 /// What no naming allows: such a name could never be written where C strings are.
-fn check(text: &OsStr, max: usize) -> Result<(), BadRequest> {
+fn check(text: &OsStr) -> Result<(), BadRequest> {
     match text.as_bytes() {
         [] => Err(BadRequest::Empty),
-        bytes if bytes.len() > max => Err(BadRequest::TooLong { max }),
+        bytes if bytes.len() > LONGEST_NAME => Err(BadRequest::TooLong { max: LONGEST_NAME }),
         bytes if bytes.contains(&0) => Err(BadRequest::Nul),
         _ => Ok(()),
     }
@@ -209,6 +217,7 @@ fn check(text: &OsStr, max: usize) -> Result<(), BadRequest> {
 #[derive(Debug)]
 pub(crate) struct Name {
     text: Box<OsStr>,
+    hash: u64,
     way: Way,
 }
 
@@ -231,11 +240,34 @@ enum File {
 /// Where a name leads, for those who make system calls.
 pub(crate) enum Leads<'a> {
     /// To a file of this name in this directory.
-    In(&'a Arc<Directory>, Cow<'a, OsStr>),
+    In(&'a Arc<Directory>, FileName<'a>),
     /// To the file of this path.
     To(&'a Path),
     /// Nowhere: the resource is in memory only, or is somebody's open descriptor.
     Nowhere,
+}
+
+/// The name of a lock file, written out where it is needed.
+#[derive(Clone, Copy)]
+pub(crate) enum FileName<'a> {
+    /// These bytes in hexadecimal.
+    Digest(&'a [u8]),
+    Verbatim(&'a OsStr),
+}
+
+impl<'a> FileName<'a> {
+    /// The name, in this room if it needs any.
+    pub(crate) fn write(self, room: &'a mut [u8; 64]) -> &'a Path {
+        let text = match self {
+            Self::Digest(digest) => {
+                let text = &mut room[..2 * digest.len()];
+                hex::encode_to_slice(digest, text).expect("it is twice as long");
+                OsStr::from_bytes(text)
+            }
+            Self::Verbatim(text) => text,
+        };
+        Path::new(text)
+    }
 }
 
 impl Name {
@@ -244,15 +276,20 @@ impl Name {
         &self.text
     }
 
+    /// The same with its hash.
+    pub(crate) fn key(&self) -> Text<'_> {
+        Text { text: &self.text, hash: self.hash }
+    }
+
     pub(crate) fn leads(&self) -> Leads<'_> {
         match &self.way {
             Way::In(directory, file) => Leads::In(
                 directory,
                 match file {
-                    File::Md5(digest) => Cow::Owned(OsString::from(hex_of(digest))),
+                    File::Md5(digest) => FileName::Digest(digest),
                     #[cfg(feature = "sha256")]
-                    File::Sha256(digest) => Cow::Owned(OsString::from(hex_of(digest))),
-                    File::Verbatim => Cow::Borrowed(&self.text),
+                    File::Sha256(digest) => FileName::Digest(digest),
+                    File::Verbatim => FileName::Verbatim(&self.text),
                 },
             ),
             Way::Path => Leads::To(Path::new(&self.text)),
@@ -268,7 +305,7 @@ impl Name {
     /// The path of the lock file; empty where there is none.
     pub(crate) fn path(&self) -> PathBuf {
         match (self.leads(), &self.way) {
-            (Leads::In(directory, file), _) => directory.path().join(file),
+            (Leads::In(directory, file), _) => directory.path().join(file.write(&mut [0; 64])),
             (Leads::To(path), _) => path.to_owned(),
             (Leads::Nowhere, Way::Opened(path)) => path.clone().into_path_buf(),
             (Leads::Nowhere, _) => PathBuf::new(),
@@ -276,27 +313,78 @@ impl Name {
     }
 }
 
-fn hex_of(digest: &[u8]) -> String {
-    let mut text = [0; 64];
-    let text = &mut text[..2 * digest.len()];
-    hex::encode_to_slice(digest, text).expect("the buffer is twice as long as the digest");
-    String::from_utf8_lossy(text).into_owned()
+/// The text of a name, and its hash: that costs more than all else that the map does, so it is
+/// computed once for each call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a> {
+    text: &'a OsStr,
+    hash: u64,
+}
+
+impl<'a> From<&'a OsStr> for Text<'a> {
+    fn from(text: &'a OsStr) -> Self {
+        // Random for each process: who chooses names must not be able to make them collide.
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        let mut hasher = HASHER.build_hasher();
+        hasher.write(text.as_bytes());
+        Self { text, hash: hasher.finish() }
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = OsStr;
+
+    fn deref(&self) -> &OsStr {
+        self.text
+    }
 }
 
 /// The map finds a resource by the text of its name.
-impl Borrow<OsStr> for Key {
-    fn borrow(&self) -> &OsStr {
-        self.0.text()
-    }
+pub(crate) trait Keyed {
+    fn key(&self) -> Text<'_>;
 }
 
 /// A name as the map's key.
 #[derive(Clone, Debug)]
 pub(crate) struct Key(pub(crate) Arc<Name>);
 
+impl Keyed for Key {
+    fn key(&self) -> Text<'_> {
+        self.0.key()
+    }
+}
+
+impl Keyed for Text<'_> {
+    fn key(&self) -> Text<'_> {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn Keyed + 'a> for Key {
+    fn borrow(&self) -> &(dyn Keyed + 'a) {
+        self
+    }
+}
+
+impl PartialEq for dyn Keyed + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        let (one, other) = (self.key(), other.key());
+        one.hash == other.hash && one.text == other.text
+    }
+}
+
+impl Eq for dyn Keyed + '_ {}
+
+impl Hash for dyn Keyed + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.key().hash);
+    }
+}
+
 impl PartialEq for Key {
     fn eq(&self, other: &Self) -> bool {
-        self.0.text() == other.0.text()
+        let (one, other): (&dyn Keyed, &dyn Keyed) = (self, other);
+        one == other
     }
 }
 
@@ -304,7 +392,26 @@ impl Eq for Key {}
 
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.text().hash(state);
+        let key: &dyn Keyed = self;
+        key.hash(state);
+    }
+}
+
+/// Takes the hash that a key has.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is hashed as one number");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
     }
 }
 
@@ -417,7 +524,7 @@ mod tests {
     use super::*;
 
     fn refused(place: &Place, name: impl AsRef<OsStr>) -> BadRequest {
-        place.name(name.as_ref()).expect_err("no such name can be")
+        place.name(OsStr::new(&name)).expect_err("no such name can be")
     }
 
     #[test]
@@ -444,12 +551,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let place = Naming::md5(dir.path()).open(0o700).unwrap();
         // printf abc | md5sum
-        let name = place.name("abc".as_ref()).unwrap();
+        let name = place.name(OsStr::new("abc")).unwrap();
         assert_eq!(name.path(), dir.path().join("900150983cd24fb0d6963f7d28e17f72"));
         #[cfg(feature = "sha256")]
         {
             let place = Naming::sha256(dir.path()).open(0o700).unwrap();
-            let name = place.name("abc".as_ref()).unwrap();
+            let name = place.name(OsStr::new("abc")).unwrap();
             let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
             assert_eq!(name.path(), dir.path().join(hash));
         }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use smallvec::{SmallVec, smallvec};
 
 use crate::directory::FileId;
 use crate::error::{BadRequest, Blockers};
@@ -156,7 +157,11 @@ impl Rings {
         self.0.push(Arc::clone(bell));
     }
 
+    #[inline]
     pub(crate) fn ring(self) {
+        if self.0.is_empty() {
+            return;
+        }
         for bell in self.0 {
             bell.ring();
         }
@@ -526,13 +531,13 @@ pub(crate) struct NoSuchHold;
 
 /// The owners of a held resource, in order of id. Hardly ever more than a few.
 #[derive(Debug)]
-pub(crate) struct Owners(Vec<(OwnerId, Count)>);
+pub(crate) struct Owners(SmallVec<[(OwnerId, Count); 1]>);
 
 impl Owners {
     /// These owners, with as many kept holds each as they are named.
     #[cfg(feature = "snapshot")]
     pub(crate) fn kept(ids: &[OwnerId]) -> Self {
-        let mut owners = Self(Vec::new());
+        let mut owners = Self(SmallVec::new());
         for &id in ids {
             match owners.find(id) {
                 Ok(at) => owners.0[at].1.kept += 1,
@@ -544,7 +549,7 @@ impl Owners {
 
     /// One owner, with one hold by a lease.
     pub(crate) fn one(owner: OwnerId) -> Self {
-        Self(vec![(owner, Count { leased: 1, kept: 0 })])
+        Self(smallvec![(owner, Count { leased: 1, kept: 0 })])
     }
 
     fn find(&self, owner: OwnerId) -> Result<usize, usize> {
@@ -641,7 +646,7 @@ impl Owners {
 
     /// For a refusal.
     pub(crate) fn blockers(&self) -> Blockers {
-        match *self.0 {
+        match self.0[..] {
             [(one, _)] => Blockers::One([one]),
             _ => Blockers::Many(self.ids()),
         }

@@ -376,8 +376,8 @@ impl Prover {
             _ => {}
         }
         let name = match wanted.origin {
-            Origin::Opened => Place::name_of_opened(&wanted.name, (*wanted.path).into()),
-            _ => space.place.name(&wanted.name),
+            Origin::Opened => Place::name_of_opened(&*wanted.name, (*wanted.path).into()),
+            _ => space.place.name(&*wanted.name),
         };
         let name = name.map_err(BadEntry::Name)?;
         if legible(name.path().as_os_str()).0 != wanted.path {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::hash::BuildHasherDefault;
 use std::io;
 use std::ops::Bound;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use crate::holder::{self, By, Holder, Kind};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, LockFile, Refusal};
 use crate::lock_table::{FdLock, LockKind, locks_on_descriptor};
-use crate::name::{Key, Leads, Name, Naming, Place, Target};
+use crate::name::{Key, KeyHasher, Keyed, Leads, Name, Naming, Place, Target, Text};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
 use crate::resource::{Care, Claim, Hold, NoSuchHold, Origin, Resource, Rings, State};
@@ -100,7 +101,7 @@ pub(crate) struct Inner {
 
 #[derive(Debug, Default)]
 pub(crate) struct Map {
-    pub(crate) resources: HashMap<Key, Resource>,
+    pub(crate) resources: HashMap<Key, Resource, BuildHasherDefault<KeyHasher>>,
     /// The kept holds of each owner, by the resource's serial number, so that all of an owner's
     /// are found without a look at anybody else's.
     kept: BTreeMap<(OwnerId, u64), Arc<Name>>,
@@ -395,7 +396,7 @@ impl LockSpace {
         inner.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let mut map = inner.map.lock();
         let (name, mode) = map
-            .hand_over(text, owner, Care::Kept, Care::Lease)
+            .hand_over(text.into(), owner, Care::Kept, Care::Lease)
             .map_err(|NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() })?;
         Ok(Lease::new(Arc::clone(inner), name, owner, mode))
     }
@@ -522,7 +523,7 @@ impl Inner {
         let bad = |why| ChangeError::Bad(text.to_owned(), why);
         let name = self.place.name(text).map_err(bad)?;
         let mut map = self.map.lock();
-        while let Some(resource) = map.find(text) {
+        while let Some(resource) = map.find(text.into()) {
             let Some((held, owners)) = resource.blockers() else {
                 resource.watched = true;
                 self.settled.wait(&mut map);
@@ -643,7 +644,7 @@ impl Inner {
             // hold, and what is acquired from now on must not be released.
             let put_off = map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default();
             for (name, owner, care) in put_off {
-                if let Ok(Some(hold)) = map.leave(name.text(), owner, care, &mut rings) {
+                if let Ok(Some(hold)) = map.leave(name.key(), owner, care, &mut rings) {
                     last.push((name, hold));
                 }
             }
@@ -703,10 +704,10 @@ impl Inner {
         let mut rings = Rings::default();
         let mut map = self.map.lock();
         let frozen = map.is_frozen();
-        let resource = map.find(name.text()).expect("only who ends its transition removes it");
+        let resource = map.find(name.key()).expect("only who ends its transition removes it");
         let watched = std::mem::take(&mut resource.watched);
         if !change(resource, frozen, &mut rings) {
-            map.resources.remove(name.text());
+            map.resources.remove(&name.key() as &dyn Keyed);
         }
         drop(map);
         if watched {
@@ -718,7 +719,7 @@ impl Inner {
     /// Gives a lease's hold into the space's care.
     pub(crate) fn keep(&self, name: &Name, owner: OwnerId) {
         if self.process.is_here() {
-            let kept = self.map.lock().hand_over(name.text(), owner, Care::Lease, Care::Kept);
+            let kept = self.map.lock().hand_over(name.key(), owner, Care::Lease, Care::Kept);
             debug_assert!(kept.is_ok(), "a lease has its hold");
         }
     }
@@ -737,7 +738,7 @@ impl Inner {
             let mut map = self.map.lock();
             match map.frozen {
                 Some(_) => map.put_off(name, owner, care).map(|()| None),
-                None => map.leave(name.text(), owner, care, &mut rings),
+                None => map.leave(name.key(), owner, care, &mut rings),
             }
         };
         rings.ring();
@@ -746,7 +747,7 @@ impl Inner {
 
     fn release_by_text(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
-        let name = self.map.lock().find(text).map(|resource| Arc::clone(&resource.name));
+        let name = self.map.lock().find(text.into()).map(|resource| Arc::clone(&resource.name));
         let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
         self.release(&name.ok_or_else(not_held)?, owner, Care::Kept)
     }
@@ -790,7 +791,7 @@ impl Inner {
         self.process.check().map_err(|creator| VerifyError::Forked { creator })?;
         let seen = {
             let mut map = self.map.lock();
-            let hold = map.find(name.text()).and_then(|resource| resource.hold());
+            let hold = map.find(name.key()).and_then(|resource| resource.hold());
             hold.and_then(|hold| {
                 let file = hold.file.as_ref()?;
                 Some((file.id(), file.number(), hold.mode, hold.range))
@@ -819,7 +820,7 @@ impl Inner {
         let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
         let (inside, ours) = {
             let mut map = self.map.lock();
-            let hold = map.find(text).and_then(|resource| resource.hold());
+            let hold = map.find(text.into()).and_then(|resource| resource.hold());
             let file = hold.and_then(|hold| hold.file.as_ref()).map(|f| (f.id(), f.number()));
             let inside = hold.map(|hold| Holder {
                 mode: hold.mode,
@@ -881,12 +882,12 @@ impl<'a> Transition<'a> {
         make: impl FnOnce() -> Result<Arc<Name>, E>,
     ) -> Result<Self, E> {
         let mut transition = Self::granted(inner, name);
-        if let Some(resource) = inner.map.lock().find(transition.name.text()) {
+        if let Some(resource) = inner.map.lock().find(transition.name.key()) {
             transition.name = Arc::clone(&resource.name);
         }
         if opened || transition.name.is_of_opened() {
             transition.name = make()?;
-            if let Some(resource) = inner.map.lock().find(transition.name.text()) {
+            if let Some(resource) = inner.map.lock().find(transition.name.key()) {
                 resource.name = Arc::clone(&transition.name);
             }
         }
@@ -911,11 +912,11 @@ impl<'a> Transition<'a> {
     /// System calls are made again, unless the space is frozen until the wait is over.
     pub(crate) fn acquire_again(&self, patience: &Patience) -> Result<(), Over> {
         let mut map = self.inner.map.lock();
-        while let Some(Resource { state: State::Awaited(claim), .. }) = map.find(self.name.text()) {
+        while let Some(Resource { state: State::Awaited(claim), .. }) = map.find(self.name.key()) {
             let claim = *claim;
             if map.is_frozen() {
                 self.inner.wait_for_change(&mut map, patience)?;
-            } else if let Some(resource) = map.find(self.name.text()) {
+            } else if let Some(resource) = map.find(self.name.key()) {
                 resource.state = State::Acquiring(claim);
             }
         }
@@ -948,8 +949,8 @@ impl Drop for Transition<'_> {
 }
 
 impl Map {
-    pub(crate) fn find(&mut self, text: &OsStr) -> Option<&mut Resource> {
-        self.resources.get_mut(text)
+    pub(crate) fn find(&mut self, text: Text<'_>) -> Option<&mut Resource> {
+        self.resources.get_mut(&text as &dyn Keyed)
     }
 
     fn next_serial(&mut self) -> u64 {
@@ -970,7 +971,7 @@ impl Map {
     /// Lets those at the head of a resource's queue join what is held, unless it is frozen.
     pub(crate) fn let_in(&mut self, name: &Name, rings: &mut Rings) {
         if !self.is_frozen()
-            && let Some(resource) = self.find(name.text())
+            && let Some(resource) = self.find(name.key())
         {
             resource.let_in(rings);
         }
@@ -986,12 +987,12 @@ impl Map {
     /// releasing, and the caller must end the hold.
     fn leave(
         &mut self,
-        text: &OsStr,
+        text: Text<'_>,
         owner: OwnerId,
         care: Care,
         rings: &mut Rings,
     ) -> Result<Option<Hold>, NoSuchHold> {
-        let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
+        let resource = self.resources.get_mut(&text as &dyn Keyed).ok_or(NoSuchHold)?;
         let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
         hold.owners.remove(owner, care)?;
         if care == Care::Kept && !hold.owners.has_kept(owner) {
@@ -1028,7 +1029,7 @@ impl Map {
         if self.kept.remove(&key).is_none() {
             return (0, None);
         }
-        let Some(resource) = self.resources.get_mut(name.text()) else { return (0, None) };
+        let Some(resource) = self.find(name.key()) else { return (0, None) };
         let State::Held(hold) = &mut resource.state else { return (0, None) };
         let holds = hold.owners.remove_kept(key.0) as usize;
         (holds, resource.left(rings))
@@ -1036,7 +1037,7 @@ impl Map {
 
     /// A release while the space is frozen: it is put off.
     fn put_off(&mut self, name: &Arc<Name>, owner: OwnerId, care: Care) -> Result<(), NoSuchHold> {
-        if self.left_after_thaw(name.text(), owner, care) == 0 {
+        if self.left_after_thaw(name.key(), owner, care) == 0 {
             return Err(NoSuchHold);
         }
         let frozen = self.frozen.get_or_insert_default();
@@ -1057,12 +1058,14 @@ impl Map {
     }
 
     /// How many holds an owner will have once everything that was put off has happened.
-    fn left_after_thaw(&mut self, text: &OsStr, owner: OwnerId, care: Care) -> usize {
-        let Some(hold) = self.resources.get(text).and_then(Resource::hold) else { return 0 };
+    fn left_after_thaw(&mut self, text: Text<'_>, owner: OwnerId, care: Care) -> usize {
+        let Some(hold) = self.resources.get(&text as &dyn Keyed).and_then(Resource::hold) else {
+            return 0;
+        };
         let now = hold.owners.count_in(owner, care) as usize;
         let put_off = self.frozen.iter().flat_map(|frozen| &frozen.put_off);
         let same = |put_off: &&(Arc<Name>, OwnerId, Care)| {
-            put_off.0.text() == text && put_off.1 == owner && put_off.2 == care
+            put_off.0.text() == &*text && put_off.1 == owner && put_off.2 == care
         };
         now - put_off.filter(same).count()
     }
@@ -1074,7 +1077,7 @@ impl Map {
     /// Moves one hold of an owner from one care into the other.
     fn hand_over(
         &mut self,
-        text: &OsStr,
+        text: Text<'_>,
         owner: OwnerId,
         from: Care,
         to: Care,
@@ -1082,7 +1085,7 @@ impl Map {
         if self.is_frozen() && self.left_after_thaw(text, owner, from) == 0 {
             return Err(NoSuchHold);
         }
-        let resource = self.resources.get_mut(text).ok_or(NoSuchHold)?;
+        let resource = self.resources.get_mut(&text as &dyn Keyed).ok_or(NoSuchHold)?;
         let (State::Held(hold) | State::Converting(hold)) = &mut resource.state else {
             return Err(NoSuchHold);
         };
