@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
 use rustix::io::Errno;
@@ -114,7 +115,7 @@ impl LockFile {
                 Ok((true, Identity::Same)) => return Ok(file),
                 // Nobody holds it any more. Only a remover that was stopped takes long.
                 Ok((false, Identity::Same)) if attempt < TRIES / 2 && !file.is_held(ask) => {
-                    std::thread::yield_now();
+                    let_pass(attempt);
                     None
                 }
                 Ok((false, Identity::Same)) if !created => return Err(Refusal::Contended(file)),
@@ -324,6 +325,15 @@ impl LockFile {
     /// Whether the name leads to this file.
     fn identity(&self, name: &Name) -> Result<Identity, IoError> {
         is_at(self.id, name)
+    }
+}
+
+/// Lets whoever removes a file get on with it: at first by a yield, as it takes microseconds; then,
+/// if its thread does not run on a busy machine, for a tenth of a second in all.
+fn let_pass(attempt: u32) {
+    match attempt {
+        0..20 => std::thread::yield_now(),
+        _ => std::thread::sleep(Duration::from_micros(200)),
     }
 }
 
