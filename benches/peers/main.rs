@@ -13,12 +13,15 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::libvirt::Libvirt;
 use crate::table::{Row, Target, measure};
-use crate::works::{FLOOR, LIBVIRT, OURS, Place, Work};
+#[cfg(feature = "snapshot")]
+use crate::works::Contender;
+use crate::works::{FLOOR, LIBVIRT, Large, OURS, Place, Work};
 
 mod libvirt;
 mod memory;
 mod plot;
 mod raw;
+mod remote;
 mod table;
 mod works;
 
@@ -62,6 +65,8 @@ struct Arguments {
     only: Option<String>,
     plot: Option<PathBuf>,
     child: Option<String>,
+    large: Option<String>,
+    who: String,
     count: usize,
     root: PathBuf,
 }
@@ -82,18 +87,28 @@ impl Arguments {
                 Long("only") => arguments.only = parser.value().ok()?.into_string().ok(),
                 Long("plot") => arguments.plot = Some(parser.value().ok()?.into()),
                 Long("child") => arguments.child = parser.value().ok()?.into_string().ok(),
+                Long("large") => arguments.large = parser.value().ok()?.into_string().ok(),
+                Long("who") => arguments.who = parser.value().ok()?.into_string().ok()?,
                 Long("count") => arguments.count = parser.value().ok()?.parse().ok()?,
                 Long("root") => arguments.root = parser.value().ok()?.into(),
                 _ => return None,
             }
         }
-        (arguments.table || arguments.child.is_some()).then_some(arguments)
+        let ours = arguments.table || arguments.child.is_some() || arguments.large.is_some();
+        ours.then_some(arguments)
     }
 }
 
 fn main() {
     let descriptors = raise_descriptors();
     let Some(arguments) = Arguments::parse() else { return by_criterion() };
+    if let Some(title) = &arguments.large {
+        let place = place(arguments.root.clone());
+        let large = Large::ALL.iter().find(|large| large.title() == title);
+        let contender =
+            large.and_then(|large| large.contender(&arguments.who, &place, arguments.count));
+        return remote::serve(contender.expect("a known work"));
+    }
     if let Some(what) = &arguments.child {
         let place = place(arguments.root.clone());
         match memory::child(what, &place, arguments.count) {
@@ -161,49 +176,47 @@ impl Table {
         }
 
         if self.wants("crowd") {
-            // Two descriptors for each, and some to work with.
-            let mut all = 0;
-            let fits = |size: &&usize| {
-                all += 2 * **size;
-                all + 200 < self.descriptors
-            };
-            let sizes: Vec<_> = effort.crowd.iter().take_while(fits).copied().collect();
+            let fits = |size: &usize| size + 100 < self.descriptors;
+            let sizes: Vec<_> = effort.crowd.iter().copied().filter(fits).collect();
             if sizes.len() < effort.crowd.len() {
                 println!("(descriptors are limited to {}: sizes {sizes:?})", self.descriptors);
             }
-            let mut at_sizes = works::crowds(place, &sizes).map(|mut work| {
-                let results = measure(&mut work, effort.rounds);
-                (work.title, results)
-            });
-            at_sizes.sort_by_key(|(title, _)| *title == works::ACQUIRE);
-            for (title, results) in at_sizes {
-                let of = |name: &str| results.iter().find(|(other, _)| other == name);
-                let at = |who: &str, size: usize| of(&format!("{who} at {size}")).map(|r| r.1);
-                let floor = of(FLOOR).map(|result| result.1);
-                for &size in &sizes {
-                    let rivals = [(OURS, at(OURS, size)), (LIBVIRT, at(LIBVIRT, size))];
-                    let rivals = rivals.into_iter().chain([(FLOOR, floor)]);
-                    let rivals: Vec<_> =
-                        rivals.filter_map(|(who, time)| Some((who.to_owned(), time?))).collect();
-                    let targets: &[_] =
-                        if title == works::RELEASE_OWNER { &[Floor(1.3)] } else { &[] };
-                    add(format!("{title}, {size} held"), "ns", rivals, targets);
+            for (large, floor, flat) in
+                [(Large::ReleaseOwner, Some(Floor(1.3)), 1.2), (Large::Acquire, None, 1.1)]
+            {
+                let mut contenders = Vec::new();
+                for who in large.who(place) {
+                    let sizes = if who == FLOOR { &sizes[..1] } else { &sizes[..] };
+                    let at = |&size: &usize| remote::contender(large, who, place, size);
+                    contenders.extend(sizes.iter().map(at));
                 }
-                let flat = |who: &str| {
+                let (title, ops) = (large.title(), large.ops());
+                let results = measure(&mut Work { title, contenders, ops }, effort.rounds);
+                let at = |who: &str, size: usize| {
+                    let size = if who == FLOOR { *sizes.first()? } else { size };
+                    let name = format!("{who} at {size}");
+                    results.iter().find(|(other, _)| *other == name).map(|result| result.1)
+                };
+                for &size in &sizes {
+                    let all = large.who(place).into_iter();
+                    let all = all.filter_map(|who| Some((who.to_owned(), at(who, size)?)));
+                    let targets: Vec<_> = floor.into_iter().collect();
+                    add(format!("{title}, {size} held"), "ns", all.collect(), &targets);
+                }
+                let spread = |who: &str| {
                     let times = sizes.iter().filter_map(|&size| at(who, size));
                     let (least, most) = times.fold((f64::MAX, 0.0), |(least, most), time| {
                         (f64::min(least, time), f64::max(most, time))
                     });
                     (most > 0.0).then(|| (who.to_owned(), most / least))
                 };
-                let most = if title == works::RELEASE_OWNER { 1.2 } else { 1.1 };
-                let flat = [OURS, LIBVIRT].into_iter().filter_map(flat).collect();
-                add(format!("{title}, slowest to fastest size"), "", flat, &[AtMost(most)]);
+                let spreads = [OURS, LIBVIRT].into_iter().filter_map(spread).collect();
+                add(format!("{title}, slowest to fastest size"), "", spreads, &[AtMost(flat)]);
             }
         }
 
         if self.wants("memory") {
-            let count = effort.memory.min(self.descriptors / 2);
+            let count = effort.memory.min(self.descriptors * 9 / 10);
             let kept = [OURS, LIBVIRT]
                 .into_iter()
                 .filter_map(|who| Some((who.to_owned(), memory::measure(who, place, count)?)));
@@ -215,14 +228,16 @@ impl Table {
 
         #[cfg(feature = "snapshot")]
         if self.wants("snapshot") {
-            let count = effort.snapshot.min(self.descriptors / 3);
-            let works: [(Work, &[Target]); 2] = [
-                (works::snapshot(place, count), &[Libvirt(0.35)]),
-                (works::restore(place, count), &[Libvirt(1.0)]),
-            ];
-            for (mut work, targets) in works {
-                let results = measure(&mut work, effort.long_rounds);
-                add(format!("{} of {count}", work.title), "ns", results, targets);
+            let count = effort.snapshot.min(self.descriptors.saturating_sub(100));
+            for (large, most) in [(Large::Snapshot, 0.35), (Large::Restore, 1.0)] {
+                let contender = |who: &str| Contender {
+                    name: who.to_owned(),
+                    ..remote::contender(large, who, place, count)
+                };
+                let contenders = large.who(place).into_iter().map(contender).collect();
+                let (title, ops) = (large.title(), large.ops());
+                let results = measure(&mut Work { title, contenders, ops }, effort.long_rounds);
+                add(format!("{title}, of {count}"), "ns", results, &[Libvirt(most)]);
             }
         }
         #[cfg(not(feature = "snapshot"))]
@@ -319,11 +334,11 @@ fn by_criterion() {
         for make in makes {
             by_criterion_one(&mut criterion, &place, make(&place));
         }
-        for work in works::crowds(&place, &[100, 1000]) {
-            by_criterion_one(&mut criterion, &place, work);
-        }
-        #[cfg(feature = "snapshot")]
-        for work in [works::snapshot(&place, 1000), works::restore(&place, 1000)] {
+        for &large in Large::ALL {
+            let contenders =
+                large.who(&place).into_iter().filter_map(|who| large.contender(who, &place, 1000));
+            let contenders = contenders.collect();
+            let work = Work { title: large.title(), contenders, ops: large.ops() };
             by_criterion_one(&mut criterion, &place, work);
         }
     }

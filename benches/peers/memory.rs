@@ -62,8 +62,8 @@ pub(crate) fn child(what: &str, place: &Place, count: usize) -> Option<f64> {
         LIBVIRT => {
             let (_directory, few) = held_by_libvirt(place, first)?;
             let before = resident();
-            let (_other, many) = held_by_libvirt(place, count)?;
-            let grown = (resident() - before) / count as f64;
+            let (_other, many) = held_by_libvirt(place, count - first)?;
+            let grown = (resident() - before) / (count - first) as f64;
             drop((few, many));
             Some(grown)
         }

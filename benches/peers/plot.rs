@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use crate::table::{Row, number};
-use crate::works::{ACQUIRE, FLOOR, LIBVIRT, OURS, RELEASE_OWNER};
+use crate::works::{FLOOR, LIBVIRT, Large, OURS};
 
 pub(crate) fn write(directory: &Path, rows: &[Row]) -> std::io::Result<()> {
     std::fs::create_dir_all(directory)?;
@@ -43,7 +43,9 @@ fn times(place: &str, rows: &[&Row]) -> String {
     const MOST: f64 = 2.0;
     let rows = rows.iter().filter(|row| {
         // Of the sizes, the plot of growth tells.
-        row.unit == "ns" && row.of(LIBVIRT).is_some() && !row.work.starts_with(ACQUIRE)
+        row.unit == "ns"
+            && row.of(LIBVIRT).is_some()
+            && !row.work.starts_with(Large::Acquire.title())
     });
     let rows: Vec<_> = rows.collect();
     let bars: usize = rows.iter().map(|row| row.results.len()).sum();
@@ -78,12 +80,14 @@ fn growth(place: &str, rows: &[&Row]) -> String {
     const TOP: f64 = 50.0;
     const WIDTH: f64 = 520.0;
     const HEIGHT: f64 = 320.0;
-    // From 10 to 100,000 held, and from a microsecond to a millisecond.
+    // From 10 to 100,000 held, and from a microsecond to ten milliseconds.
     let x = |held: f64| LEFT + WIDTH * (held.log10() - 1.0) / 4.0;
-    let y = |time: f64| TOP + HEIGHT * (1.0 - (time.log10() - 3.0) / 3.0);
+    let y = |time: f64| TOP + HEIGHT * (1.0 - (time.log10() - 3.0) / 4.0);
     let title = format!("Time by number held ({place})");
     let mut svg = begin(840, 430, &title);
-    for (time, text) in [(1e3, "1 us"), (1e4, "10 us"), (1e5, "100 us"), (1e6, "1 ms")] {
+    for (time, text) in
+        [(1e3, "1 us"), (1e4, "10 us"), (1e5, "100 us"), (1e6, "1 ms"), (1e7, "10 ms")]
+    {
         let (at, end, right) = (y(time), LEFT - 8.0, LEFT + WIDTH);
         let _ = writeln!(
             svg,
@@ -97,7 +101,10 @@ fn growth(place: &str, rows: &[&Row]) -> String {
             format!("<text x=\"{at:.1}\" y=\"{bottom}\" text-anchor=\"middle\">{held}</text>");
         let _ = writeln!(svg, "{text}");
     }
-    let works = [(RELEASE_OWNER, "release all of an owner of 10", ""), (ACQUIRE, ACQUIRE, "6 4")];
+    let works = [
+        (Large::ReleaseOwner.title(), "release all", ""),
+        (Large::Acquire.title(), "acquire and release", "6 4"),
+    ];
     let mut legend = TOP + 10.0;
     for (work, text, dashes) in works {
         for who in [OURS, LIBVIRT, FLOOR] {
@@ -115,13 +122,11 @@ fn growth(place: &str, rows: &[&Row]) -> String {
                 (LEFT + WIDTH + 12.0, LEFT + WIDTH + 40.0, LEFT + WIDTH + 46.0, legend + 4.0);
             let style =
                 format!("stroke=\"{colour}\" stroke-width=\"2\" stroke-dasharray=\"{dashes}\"");
-            let short = text.split(',').next().unwrap_or(text);
-            let short = short.strip_suffix(" of an owner of 10").unwrap_or(short);
             let _ = writeln!(
                 svg,
                 "<polyline points=\"{points}\" fill=\"none\" {style}/>\
                  <line x1=\"{from}\" x2=\"{to}\" y1=\"{legend}\" y2=\"{legend}\" {style}/>\
-                 <text x=\"{label}\" y=\"{base}\">{who}: {short}</text>"
+                 <text x=\"{label}\" y=\"{base}\">{who}: {text}</text>"
             );
             legend += 20.0;
         }

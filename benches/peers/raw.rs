@@ -38,10 +38,9 @@ pub(crate) fn direct(way: Way, path: &CStr) {
 }
 
 /// Create, lock, check, unlink.
-pub(crate) fn auto_create(way: Way, dir: BorrowedFd<'_>, at: &CStr, file: &CStr, path: &CStr) {
+pub(crate) fn auto_create(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW;
     assert!(open(way, dir, file, flags, 0).is_none());
-    stat(way, at, AtFlags::empty()).expect("stat");
     let fd = open(way, dir, file, flags | OFlags::CREATE | OFlags::EXCL, 0o600).expect("create");
     let id = fstat(way, fd.as_fd());
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));

@@ -267,11 +267,11 @@ pub(crate) fn auto_create(place: &Place) -> Work {
     }
     for (name, way) in RAW {
         let directory = place.fresh();
-        let (at, path) = (c(directory.path()), c(directory.path().join(&file)));
+        let path = c(directory.path().join(&file));
         let (fd, file) = (open_directory(directory.path()), c(&file));
         contenders.push(contender(name, move || {
             let _keep = &directory;
-            raw::auto_create(way, fd.as_fd(), &at, &file, &path);
+            raw::auto_create(way, fd.as_fd(), &file, &path);
         }));
     }
     let directory = place.fresh();
@@ -405,71 +405,68 @@ pub(crate) fn join(place: &Place) -> Work {
 /// How many an owner holds whose holds are all released.
 const TEN: usize = 10;
 
-pub(crate) const RELEASE_OWNER: &str = "release all of an owner of 10";
-pub(crate) const ACQUIRE: &str = "acquire and release, beside others";
-
 /// A space that holds many resources, and what is done in it: one more is acquired and released,
-/// and all of an owner of ten. Needs two descriptors for each.
-pub(crate) fn crowds(place: &Place, sizes: &[usize]) -> [Work; 2] {
-    let (mut acquires, mut releases) = (Vec::new(), Vec::new());
-    for &size in sizes {
-        let directory = Rc::new(place.fresh());
-        make_files(directory.path(), size + 1);
-        let names: Rc<[String]> = (0..=size).map(name).collect();
-        let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
-        let keep = |space: &LockSpace, owner, name: &String| {
-            space.acquire(owner, Request::exclusive(name), Wait::NO).expect("acquire").keep();
-        };
-        names[TEN..size].iter().for_each(|name| keep(&space, ONE, name));
-        let (in_space, one_more, held) = (space.clone(), names[size].clone(), directory.clone());
-        acquires.push(contender(format!("{OURS} at {size}"), move || {
-            let _keep = &held;
-            let request = Request::exclusive(&one_more);
-            in_space.acquire(ONE, request, Wait::NO).expect("acquire").release().expect("release");
-        }));
-        let (ten, held) = (names.clone(), directory.clone());
-        let run = move |times| {
-            let _keep = &held;
-            let mut total = Duration::ZERO;
-            for _ in 0..times {
-                ten[..TEN].iter().for_each(|name| keep(&space, TWO, name));
-                let begun = Instant::now();
-                let released = space.release_owner(TWO);
-                total += begun.elapsed();
-                assert_eq!((released.holds, released.leftovers.len()), (TEN, 0));
-            }
-            total
-        };
-        releases.push(Contender { name: format!("{OURS} at {size}"), run: Box::new(run) });
-
-        if let Some(libvirt) = &place.libvirt {
-            let directory = Rc::new(place.fresh());
-            make_files(directory.path(), size + 1);
-            let names: Rc<[CString]> = names.iter().map(c).collect();
-            let space = Rc::new(libvirt.space(Some(&c(directory.path()))));
-            names[TEN..size].iter().for_each(|name| assert!(space.acquire(name, 1, 0)));
-            let (in_space, one_more) = (space.clone(), names[size].clone());
-            let held = directory.clone();
-            acquires.push(contender(format!("{LIBVIRT} at {size}"), move || {
-                let _keep = &held;
-                assert!(in_space.acquire(&one_more, 1, 0));
-                in_space.release(&one_more, 1);
-            }));
-            let run = move |times| {
-                let _keep = &directory;
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    names[..TEN].iter().for_each(|name| assert!(space.acquire(name, 2, 0)));
-                    let begun = Instant::now();
-                    let released = space.release_owner(2);
-                    total += begun.elapsed();
-                    assert_eq!(released, TEN as i32);
-                }
-                total
-            };
-            releases.push(Contender { name: format!("{LIBVIRT} at {size}"), run: Box::new(run) });
+/// and all of an owner of ten.
+fn our_crowd(place: &Place, size: usize) -> [Contender; 2] {
+    let directory = Rc::new(place.fresh());
+    make_files(directory.path(), size + 1);
+    let names: Rc<[String]> = (0..=size).map(name).collect();
+    let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
+    let keep = |space: &LockSpace, owner, name: &String| {
+        space.acquire(owner, Request::exclusive(name), Wait::NO).expect("acquire").keep();
+    };
+    names[TEN..size].iter().for_each(|name| keep(&space, ONE, name));
+    let (in_space, one_more, held) = (space.clone(), names[size].clone(), directory.clone());
+    let acquire = contender(OURS, move || {
+        let _keep = &held;
+        let request = Request::exclusive(&one_more);
+        in_space.acquire(ONE, request, Wait::NO).expect("acquire").release().expect("release");
+    });
+    let run = move |times| {
+        let _keep = &directory;
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            names[..TEN].iter().for_each(|name| keep(&space, TWO, name));
+            let begun = Instant::now();
+            let released = space.release_owner(TWO);
+            total += begun.elapsed();
+            assert_eq!((released.holds, released.leftovers.len()), (TEN, 0));
         }
-    }
+        total
+    };
+    [acquire, Contender { name: OURS.to_owned(), run: Box::new(run) }]
+}
+
+fn libvirts_crowd(place: &Place, size: usize) -> Option<[Contender; 2]> {
+    let libvirt = place.libvirt.as_ref()?;
+    let directory = Rc::new(place.fresh());
+    make_files(directory.path(), size + 1);
+    let names: Rc<[CString]> = (0..=size).map(|number| c(name(number))).collect();
+    let space = Rc::new(libvirt.space(Some(&c(directory.path()))));
+    names[TEN..size].iter().for_each(|name| assert!(space.acquire(name, 1, 0)));
+    let (in_space, one_more, held) = (space.clone(), names[size].clone(), directory.clone());
+    let acquire = contender(LIBVIRT, move || {
+        let _keep = &held;
+        assert!(in_space.acquire(&one_more, 1, 0));
+        in_space.release(&one_more, 1);
+    });
+    let run = move |times| {
+        let _keep = &directory;
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            names[..TEN].iter().for_each(|name| assert!(space.acquire(name, 2, 0)));
+            let begun = Instant::now();
+            let released = space.release_owner(2);
+            total += begun.elapsed();
+            assert_eq!(released, TEN as i32);
+        }
+        total
+    };
+    Some([acquire, Contender { name: LIBVIRT.to_owned(), run: Box::new(run) }])
+}
+
+/// Ten times unlock and close, beside nothing.
+fn ten_raw(place: &Place) -> Contender {
     let directory = place.fresh();
     make_files(directory.path(), TEN);
     let paths: Vec<_> = (0..TEN).map(|number| c(directory.path().join(name(number)))).collect();
@@ -486,11 +483,76 @@ pub(crate) fn crowds(place: &Place, sizes: &[usize]) -> [Work; 2] {
         }
         total
     };
-    releases.push(Contender { name: FLOOR.to_owned(), run: Box::new(run) });
-    [
-        Work { title: RELEASE_OWNER, contenders: releases, ops: 4 },
-        Work { title: ACQUIRE, contenders: acquires, ops: 50 },
-    ]
+    Contender { name: FLOOR.to_owned(), run: Box::new(run) }
+}
+
+/// A work that needs so many descriptors that each contender has a process of its own.
+#[derive(Clone, Copy)]
+pub(crate) enum Large {
+    Acquire,
+    ReleaseOwner,
+    #[cfg(feature = "snapshot")]
+    Snapshot,
+    #[cfg(feature = "snapshot")]
+    Restore,
+}
+
+impl Large {
+    pub(crate) const ALL: &[Self] = &[
+        Self::Acquire,
+        Self::ReleaseOwner,
+        #[cfg(feature = "snapshot")]
+        Self::Snapshot,
+        #[cfg(feature = "snapshot")]
+        Self::Restore,
+    ];
+
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Acquire => "acquire and release, beside others",
+            Self::ReleaseOwner => "release all of an owner of 10",
+            #[cfg(feature = "snapshot")]
+            Self::Snapshot => "snapshot, with its text",
+            #[cfg(feature = "snapshot")]
+            Self::Restore => "restore, from its text",
+        }
+    }
+
+    /// Those who can do it, beside so many that are held.
+    pub(crate) fn who(self, place: &Place) -> Vec<&'static str> {
+        let libvirt = place.libvirt.as_ref().map(|_| LIBVIRT);
+        let floor = matches!(self, Self::ReleaseOwner).then_some(FLOOR);
+        [Some(OURS), libvirt, floor].into_iter().flatten().collect()
+    }
+
+    /// One of them.
+    pub(crate) fn contender(self, who: &str, place: &Place, size: usize) -> Option<Contender> {
+        match (self, who) {
+            (Self::Acquire, OURS) => our_crowd(place, size).into_iter().next(),
+            (Self::Acquire, LIBVIRT) => libvirts_crowd(place, size)?.into_iter().next(),
+            (Self::ReleaseOwner, OURS) => our_crowd(place, size).into_iter().nth(1),
+            (Self::ReleaseOwner, LIBVIRT) => libvirts_crowd(place, size)?.into_iter().nth(1),
+            (Self::ReleaseOwner, _) => Some(ten_raw(place)),
+            #[cfg(feature = "snapshot")]
+            (Self::Snapshot, OURS) => Some(our_snapshot(place, size)),
+            #[cfg(feature = "snapshot")]
+            (Self::Snapshot, _) => libvirts_snapshot(place, size),
+            #[cfg(feature = "snapshot")]
+            (Self::Restore, OURS) => Some(our_restore(place, size)),
+            #[cfg(feature = "snapshot")]
+            (Self::Restore, _) => libvirts_restore(place, size),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn ops(self) -> u64 {
+        match self {
+            Self::Acquire => 50,
+            Self::ReleaseOwner => 4,
+            #[cfg(feature = "snapshot")]
+            Self::Snapshot | Self::Restore => 1,
+        }
+    }
 }
 
 pub(crate) const THREADS: [usize; 4] = [1, 2, 4, 8];
@@ -572,76 +634,72 @@ fn in_threads(
 
 /// Writes down, as text, what is held.
 #[cfg(feature = "snapshot")]
-pub(crate) fn snapshot(place: &Place, count: usize) -> Work {
+fn our_snapshot(place: &Place, count: usize) -> Contender {
     use lockspace::snapshot::Snapshot;
 
-    let mut contenders = Vec::new();
     let (directory, space) = held_by_us(place, count);
-    contenders.push(contender(OURS, move || {
+    contender(OURS, move || {
         let _keep = &directory;
         let snapshot = Snapshot::take([&space]).expect("a snapshot");
         black_box(serde_json::to_string(snapshot.documents()).expect("text"));
-    }));
-    if let Some((directory, space)) = held_by_libvirt(place, count) {
-        contenders.push(contender(LIBVIRT, move || {
-            let _keep = &directory;
-            black_box(space.snapshot());
-        }));
-    }
-    Work { title: "snapshot, with its text", contenders, ops: 1 }
+    })
+}
+
+fn libvirts_snapshot(place: &Place, count: usize) -> Option<Contender> {
+    let (directory, space) = held_by_libvirt(place, count)?;
+    Some(contender(LIBVIRT, move || {
+        let _keep = &directory;
+        black_box(space.snapshot());
+    }))
 }
 
 /// From the text to the space.
 #[cfg(feature = "snapshot")]
-pub(crate) fn restore(place: &Place, count: usize) -> Work {
-    use std::mem::{forget, replace};
+fn our_restore(place: &Place, count: usize) -> Contender {
+    use std::mem::{forget, take};
 
     use lockspace::snapshot::{self, Document, Snapshot};
 
-    let mut contenders = Vec::new();
     let (directory, space) = held_by_us(place, count);
     let snapshot = Snapshot::take([&space]).expect("a snapshot");
     let text = serde_json::to_string(snapshot.documents()).expect("text");
-    let mut restored = vec![space];
     forget(snapshot);
-    contenders.push(Contender {
-        name: OURS.to_owned(),
-        run: Box::new(move |times| {
-            let _keep = &directory;
-            let mut total = Duration::ZERO;
-            for _ in 0..times {
-                // As an exec would leave them: open, and nobody's.
-                forget(std::mem::take(&mut restored));
-                let begun = Instant::now();
-                let documents: Vec<Document> = serde_json::from_str(&text).expect("documents");
-                // SAFETY: their owner has just been forgotten, and no other thread runs.
-                restored = unsafe { snapshot::restore(&documents) }.expect("restored");
-                total += begun.elapsed();
-            }
-            total
-        }),
-    });
-    if let (Some(libvirt), Some((directory, space))) =
-        (place.libvirt.clone(), held_by_libvirt(place, count))
-    {
-        let text = space.snapshot();
-        let mut restored = space;
-        contenders.push(Contender {
-            name: LIBVIRT.to_owned(),
-            run: Box::new(move |times| {
-                let _keep = &directory;
-                let mut total = Duration::ZERO;
-                for _ in 0..times {
-                    let begun = Instant::now();
-                    let space = libvirt.restored(&text);
-                    total += begun.elapsed();
-                    forget(replace(&mut restored, space));
-                }
-                total
-            }),
-        });
-    }
-    Work { title: "restore, from its text", contenders, ops: 1 }
+    let mut restored = vec![space];
+    let run = move |times| {
+        let _keep = &directory;
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            // As an exec would leave them: open, and nobody's.
+            forget(take(&mut restored));
+            let begun = Instant::now();
+            let documents: Vec<Document> = serde_json::from_str(&text).expect("documents");
+            // SAFETY: their owner has just been forgotten, and no other thread runs.
+            restored = unsafe { snapshot::restore(&documents) }.expect("restored");
+            total += begun.elapsed();
+        }
+        total
+    };
+    Contender { name: OURS.to_owned(), run: Box::new(run) }
+}
+
+fn libvirts_restore(place: &Place, count: usize) -> Option<Contender> {
+    use std::mem::{forget, replace};
+
+    let libvirt = place.libvirt.clone()?;
+    let (directory, mut restored) = held_by_libvirt(place, count)?;
+    let text = restored.snapshot();
+    let run = move |times| {
+        let _keep = &directory;
+        let mut total = Duration::ZERO;
+        for _ in 0..times {
+            let begun = Instant::now();
+            let space = libvirt.restored(&text);
+            total += begun.elapsed();
+            forget(replace(&mut restored, space));
+        }
+        total
+    };
+    Some(Contender { name: LIBVIRT.to_owned(), run: Box::new(run) })
 }
 
 /// A space that keeps so many, and no descriptor beside them.
