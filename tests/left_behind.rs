@@ -252,7 +252,7 @@ fn a_process_that_waits_to_become_exclusive_uses_hardly_any_time() {
 }
 
 #[test]
-fn a_child_of_a_process_that_waits_can_wait_itself() {
+fn a_child_of_a_process_that_waits_can_try_itself() {
     in_child(|| {
         let dir = TempDir::new().unwrap();
         let (space, other) = (space_in(dir.path()), space_in(dir.path()));
@@ -267,11 +267,10 @@ fn a_child_of_a_process_that_waits_can_wait_itself() {
         let child = fork(|| {
             let refused = space.acquire(B, auto(NAME), Wait::FOREVER);
             assert!(matches!(refused, Err(AcquireError::Forked { .. })), "{refused:?}");
+            // It does not wait: that is not for the child of a process of many threads.
             let mine = space_in(dir.path());
-            let wait = Wait::within(Duration::from_millis(300));
-            assert!(matches!(mine.acquire(A, auto(NAME), wait), Err(AcquireError::Busy(_))));
+            assert!(matches!(mine.acquire(A, auto(NAME), Wait::NO), Err(AcquireError::Busy(_))));
             ready.open();
-            drop(mine.acquire(A, auto(NAME), Wait::within(LONG)).unwrap());
         });
         ready.wait();
         drop(lease);
