@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::forked::{Gate, fork};
+use common::forked::{Gate, fork, ran_alone};
 use common::interop::{require_tool, skip_or_fail};
 use common::process::{held, held_at, is_root};
 use common::waits::{LONG, eventually, program_blocks_in, start};
@@ -102,6 +102,9 @@ fn a_lock_that_is_taken_is_refused_to_a_second_one_after_its_timeout() {
 
 #[test]
 fn two_processes_exclude_each_other_by_a_named_lock() {
+    if ran_alone() {
+        return;
+    }
     let dir = TempDir::new().unwrap();
     let space = lxc_naming(dir.path()).open().unwrap();
     space.create(LOCK).unwrap();
