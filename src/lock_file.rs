@@ -512,13 +512,9 @@ fn can_read(path: &Path) -> bool {
 
 /// Refuses an open file that carries a lock already, whoever took it.
 fn refuse_locked(fd: BorrowedFd<'_>) -> Result<(), Refusal> {
-    let locks = locks_on_descriptor(fd.as_raw_fd());
     let failed = |source| IoError::new("read /proc/self/fdinfo", path_of(fd), source);
-    match locks
-        .map_err(failed)?
-        .iter()
-        .any(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix))
-    {
+    let locks = locks_on_descriptor(fd.as_raw_fd()).map_err(failed)?;
+    match locks.iter().any(|lock| lock.kind.excludes()) {
         true => Err(Refusal::Bad(BadRequest::CarriesLock)),
         false => Ok(()),
     }

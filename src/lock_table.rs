@@ -63,6 +63,13 @@ pub(crate) enum LockKind {
     Other,
 }
 
+impl LockKind {
+    /// Whether locks of this kind and those of a lockspace exclude each other.
+    pub(crate) fn excludes(self) -> bool {
+        matches!(self, Self::Ofd | Self::Posix)
+    }
+}
+
 /// A file as the lock tables name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileKey {
@@ -149,8 +156,7 @@ impl Entry {
 
     /// Whether it holds a lock on this file that can exclude one of a lockspace.
     pub(crate) fn holds(&self, file: FileKey) -> bool {
-        let counts = matches!(self.lock.kind, LockKind::Ofd | LockKind::Posix);
-        counts && !self.waits && self.file == file
+        self.lock.kind.excludes() && !self.waits && self.file == file
     }
 
     pub(crate) fn is_ofd(&self) -> bool {

@@ -452,8 +452,7 @@ impl Prover {
 /// One lock and no other: an OFD lock of this mode and range.
 fn check_lock(locks: &[FdLock], mode: Mode, range: ByteRange) -> Result<(), BadEntry> {
     // A flock belongs to the open file too, and excludes none of ours.
-    let mut locks =
-        locks.iter().filter(|lock| matches!(lock.kind, LockKind::Ofd | LockKind::Posix));
+    let mut locks = locks.iter().filter(|lock| lock.kind.excludes());
     match (locks.next(), locks.next()) {
         (None, _) => Err(BadEntry::Unlocked),
         (Some(FdLock { kind: LockKind::Posix, .. }), _) => Err(BadEntry::RecordLock),
