@@ -252,11 +252,9 @@ impl LockFile {
         unlinked
     }
 
-    /// Unlocks and closes. The unlock is not left to the close: a process that was forked
-    /// meanwhile shares the open file, and would keep the lock alive.
+    /// Unlocks and closes.
     fn close(self) {
-        // It cannot fail on a range as it was locked, and if it did, the close would be next.
-        let _ = ofd::unlock(self.fd.as_fd(), ByteRange::WHOLE_FILE);
+        ofd::unlock_and_close(self.fd);
     }
 
     /// Whether somebody who stands in the way holds it, and is not just about to remove it.

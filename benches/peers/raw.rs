@@ -1,7 +1,7 @@
 //! The floor: the system calls that a cycle of this crate makes, with nothing around them.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
@@ -62,12 +62,9 @@ pub(crate) fn locked(way: Way, path: &CStr) -> OwnedFd {
 pub(crate) fn end(way: Way, fd: OwnedFd) {
     assert!(set_lock(way, fd.as_fd(), libc::F_UNLCK, 0, 0));
     match way {
-        Way::Libc => {
-            use std::os::fd::IntoRawFd;
-            // SAFETY: it was ours, and nobody else's.
-            unsafe { libc::close(fd.into_raw_fd()) };
-        }
-        _ => drop(fd),
+        Way::Libc => drop(fd),
+        // SAFETY: it was ours, and nobody else's.
+        _ => unsafe { rustix::io::close(fd.into_raw_fd()) },
     }
 }
 

@@ -13,7 +13,7 @@
 //! - `fcntl_locking(2)`, "Open file description locks"
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use crate::request::{ByteRange, Mode};
 
@@ -42,13 +42,7 @@ pub(crate) fn in_the_way(
     range: ByteRange,
 ) -> io::Result<Option<ByteRange>> {
     let mut lock = lock_on(kind_of(mode), range);
-    // SAFETY: the descriptor is open, as its type says, and `lock` is a `flock64` that lives
-    // through the call and that nobody else sees: F_OFD_GETLK reads and writes it.
-    let result =
-        unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, std::ptr::from_mut(&mut lock)) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
+    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
@@ -61,6 +55,18 @@ pub(crate) fn in_the_way(
 /// Gives back what this description holds within `range`, whoever shares it.
 pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
     set(fd, libc::F_UNLCK, range)
+}
+
+/// Gives back all that this description holds, whoever shares it, and closes the descriptor.
+///
+/// The unlock is not left to the close: a process that was forked meanwhile shares the open file,
+/// and would keep the lock alive.
+pub(crate) fn unlock_and_close(fd: OwnedFd) {
+    // It cannot fail on a range as it was locked, and if it did, the close would be next.
+    let _ = unlock(fd.as_fd(), ByteRange::WHOLE_FILE);
+    // SAFETY: it was ours alone, as its type says, and is not used again. What a drop does, but
+    // by rustix's inline assembly instead of libc.
+    unsafe { rustix::io::close(fd.into_raw_fd()) };
 }
 
 fn kind_of(mode: Mode) -> libc::c_int {
@@ -84,18 +90,50 @@ fn lock_on(kind: libc::c_int, range: ByteRange) -> libc::flock64 {
 }
 
 fn set(fd: BorrowedFd<'_>, kind: libc::c_int, range: ByteRange) -> io::Result<()> {
-    let lock = lock_on(kind, range);
+    let mut lock = lock_on(kind, range);
     loop {
-        // SAFETY: the descriptor is open, as its type says, and `lock` is a `flock64` that
-        // lives through the call, which is what F_OFD_SETLK reads.
-        let result = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
-        if result == 0 {
-            return Ok(());
+        match fcntl(fd, libc::F_OFD_SETLK, &mut lock) {
+            // A file system that answers from afar may be interrupted; nothing has happened then.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
-        let error = io::Error::last_os_error();
-        // A file system that answers from afar may be interrupted; nothing has happened then.
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
+    }
+}
+
+/// The system call, with one of the OFD commands. Issued here and not by libc, as rustix does for
+/// all others: beside libc's wrapper, a lock and its unlock took 0.73 of the time.
+#[cfg(target_arch = "x86_64")]
+fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> io::Result<()> {
+    let result: isize;
+    // SAFETY: this is how Linux is called on x86-64; the registers that the call overwrites are
+    // named. The descriptor is open, as its type says, and an OFD command reads and writes nothing
+    // but the `flock64`, which lives through the call and is nobody else's.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            inlateout("rax") libc::SYS_fcntl as isize => result,
+            in("rdi") fd.as_raw_fd() as isize,
+            in("rsi") command as isize,
+            in("rdx") std::ptr::from_mut(lock),
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack, preserves_flags),
+        );
+    }
+    match result {
+        0.. => Ok(()),
+        // A negative error number, which fits.
+        error => Err(io::Error::from_raw_os_error(-error as i32)),
+    }
+}
+
+/// The system call, by libc where nothing faster was measured.
+#[cfg(not(target_arch = "x86_64"))]
+fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> io::Result<()> {
+    // SAFETY: the descriptor is open, as its type says, and an OFD command reads and writes nothing
+    // but the `flock64`, which lives through the call and is nobody else's.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
