@@ -38,6 +38,8 @@ const COURTESY: Duration = Duration::from_millis(1);
 /// A request whose name is known.
 pub(crate) struct Wanted<'a> {
     pub(crate) text: Cow<'a, OsStr>,
+    /// Of the text.
+    hash: u64,
     pub(crate) opened: Option<(BorrowedFd<'a>, FileId)>,
     /// The image that the name was resolved from, where it is one.
     image: Option<FileId>,
@@ -45,12 +47,30 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
+    /// A name that is taken as it is, as nearly all are; `None` if there is more to it.
+    fn plain(inner: &Inner, target: &'a Target<'a>, terms: Terms) -> Option<Self> {
+        let Means::Name(text) = &target.0 else { return None };
+        let looks =
+            matches!(inner.place, Place::Direct) && (terms.auto_create || terms.refuse_hard_links);
+        let text = Text::from(&**text);
+        (!looks).then_some(Self {
+            hash: text.hash(),
+            text: Cow::Borrowed(text.as_str()),
+            opened: None,
+            image: None,
+            terms,
+        })
+    }
+
     /// Finds the name, with system calls where the target needs them.
     pub(crate) fn new(
         inner: &Inner,
         target: &'a Target<'a>,
         terms: Terms,
     ) -> Result<Self, AcquireError> {
+        if let Some(plain) = Self::plain(inner, target, terms) {
+            return Ok(plain);
+        }
         match Look::at(inner, target, terms)? {
             None => Ok(Self::of(target, terms, None)),
             Some(look) => Self::found(target, terms, look.run()),
@@ -91,19 +111,21 @@ impl<'a> Wanted<'a> {
     }
 
     fn of(target: &'a Target<'a>, terms: Terms, found: Option<Found>) -> Self {
-        let text = Cow::Borrowed(target.text());
-        match (found, &target.0) {
-            (Some(Found::Image(text, id)), _) => Self {
-                text: Cow::Owned(text.into_os_string()),
-                opened: None,
-                image: Some(id),
-                terms,
-            },
-            (Some(Found::Opened(id)), Means::Opened(_, fd)) => {
-                Self { text, opened: Some((*fd, id)), image: None, terms }
-            }
-            _ => Self { text, opened: None, image: None, terms },
-        }
+        let text = match &found {
+            Some(Found::Image(path, _)) => Cow::Owned(path.as_os_str().to_owned()),
+            _ => Cow::Borrowed(target.text()),
+        };
+        let hash = Text::from(&*text).hash();
+        let (opened, image) = match (found, &target.0) {
+            (Some(Found::Image(_, id)), _) => (None, Some(id)),
+            (Some(Found::Opened(id)), Means::Opened(_, fd)) => (Some((*fd, id)), None),
+            _ => (None, None),
+        };
+        Self { text, hash, opened, image, terms }
+    }
+
+    fn key(&self) -> Text<'_> {
+        Text::hashed(&self.text, self.hash)
     }
 
     fn wish(&self, inner: &Inner, owner: OwnerId) -> Wish {
@@ -242,8 +264,11 @@ impl Inner {
         self.check()?;
         match Patience::of(wait) {
             Begun::Try => {
-                let wanted = Wanted::new(self, &request.target, request.terms)?;
-                self.try_now(owner, &wanted)
+                let (target, terms) = (&request.target, request.terms);
+                match Wanted::plain(self, target, terms) {
+                    Some(wanted) => self.try_now(owner, &wanted),
+                    None => self.try_now(owner, &Wanted::new(self, target, terms)?),
+                }
             }
             Begun::Cancelled => Err(cancelled_at_once(request.target.text())),
             Begun::Wait(patience) => self.as_wait_of(owner, &patience, || {
@@ -261,7 +286,12 @@ impl Inner {
         wanted: &Wanted<'_>,
     ) -> Result<Lease, AcquireError> {
         let wish = wanted.wish(self, owner);
-        let transition = match self.admit(wish, wanted, None, None)? {
+        if let Some(answer) = self.answer(&wish, wanted.key()) {
+            return answer;
+        }
+        // It is absent nearly always then.
+        let made = self.name(wanted).ok();
+        let transition = match self.admit(wish, wanted, made, None, None)? {
             Admitted::Joined(name) => return Ok(self.lease(&name, &wish)),
             Admitted::Alone(transition) => transition,
             Admitted::Queued(_) => unreachable!("a try does not wait"),
@@ -283,6 +313,24 @@ impl Inner {
         }
     }
 
+    /// What the map alone can answer to a try, which is all where the resource is simply held:
+    /// this is the busiest path, and nothing is made ready for more.
+    fn answer(self: &Arc<Self>, wish: &Wish, key: Text<'_>) -> Option<Result<Lease, AcquireError>> {
+        let mut map = self.map.lock();
+        if map.is_frozen() {
+            return None;
+        }
+        let resource = map.find(key).filter(|resource| resource.hold().is_some())?;
+        match resource.admit(wish) {
+            Admission::Joined => Some(Ok(self.lease(&resource.name, wish))),
+            Admission::Refused(held, owners) => {
+                let name = Arc::clone(&resource.name);
+                Some(Err(AcquireError::Busy(Busy::inside(name, wish.mode, held, owners))))
+            }
+            _ => None,
+        }
+    }
+
     fn lease(self: &Arc<Self>, name: &Arc<Name>, wish: &Wish) -> Lease {
         Lease::new(Arc::clone(self), Arc::clone(name), wish.owner, wish.mode)
     }
@@ -301,19 +349,18 @@ impl Inner {
     }
 
     /// Joins the resource, or makes it ours alone to acquire, or puts `waiter` into its queue.
-    /// Without a waiter, who is in the way refuses it; without patience, nothing limits the wait
-    /// for another thread's system calls.
+    /// `made` is its name, where that was made already. Without a waiter, who is in the way refuses
+    /// it; without patience, nothing limits the wait for another thread's system calls.
     fn admit(
         &self,
         mut wish: Wish,
         wanted: &Wanted<'_>,
+        mut made: Option<Arc<Name>>,
         waiter: Option<&Arc<Waiter>>,
         patience: Option<&Patience>,
     ) -> Result<Admitted<'_>, AcquireError> {
-        let text = &*wanted.text;
-        let key = Text::from(text);
+        let (text, key) = (&*wanted.text, wanted.key());
         let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
-        let mut made = None;
         let mut map = self.map.lock();
         loop {
             if map.is_frozen() {
@@ -336,7 +383,7 @@ impl Inner {
                     let claim = State::Acquiring(Claim { owner, mode, stuck_since: None });
                     return Ok(Admitted::Alone(self.begin(map, name, claim)));
                 }
-                let name = MutexGuard::unlocked(&mut map, || self.name(wanted, key));
+                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
                 made = Some(name.map_err(bad)?);
                 continue;
             };
@@ -416,7 +463,8 @@ impl Inner {
         id.map_err(|refusal| refused(refusal, text, || path))
     }
 
-    fn name(&self, wanted: &Wanted<'_>, key: Text<'_>) -> Result<Arc<Name>, BadRequest> {
+    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
+        let key = wanted.key();
         match wanted.opened {
             Some((fd, _)) => Place::name_of_opened(key, lock_file::path_of(fd)),
             None => self.place.name(key),
@@ -475,7 +523,7 @@ impl Inner {
                 return Err(cancelled(&wanted.text, patience));
             }
             let queue = (refused == Refused::Waits).then_some(&waiter);
-            match self.admit(wish, wanted, queue, Some(patience)) {
+            match self.admit(wish, wanted, None, queue, Some(patience)) {
                 Ok(Admitted::Joined(name)) => return Ok(self.lease(&name, &wish)),
                 Ok(Admitted::Alone(transition)) => {
                     let inherited = Inherited::Nothing;
@@ -487,7 +535,7 @@ impl Inner {
                     Grant::Joined => return Ok(self.lease(&name, &wish)),
                     Grant::Acquire(inherited) => {
                         let bad = |why| AcquireError::Bad { name: wanted.text.to_os_string(), why };
-                        let make = || self.name(wanted, (&*wanted.text).into()).map_err(bad);
+                        let make = || self.name(wanted).map_err(bad);
                         let opened = wanted.opened.is_some();
                         let transition = Transition::inherited(self, name, opened, make)?;
                         return self.head(transition, inherited, &wish, wanted, patience, refused);

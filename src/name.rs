@@ -331,6 +331,21 @@ impl<'a> From<&'a OsStr> for Text<'a> {
     }
 }
 
+impl<'a> Text<'a> {
+    /// With the hash that was computed of it before.
+    pub(crate) fn hashed(text: &'a OsStr, hash: u64) -> Self {
+        Self { text, hash }
+    }
+
+    pub(crate) fn hash(self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn as_str(self) -> &'a OsStr {
+        self.text
+    }
+}
+
 impl Deref for Text<'_> {
     type Target = OsStr;
 
