@@ -25,10 +25,11 @@ use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
 use crate::name::{Leads, Means, Name, Place, Target, Text};
 use crate::request::{Mode, OwnerId, Request, Terms};
 use crate::resource::{
-    ANSWER, Admission, Claim, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings,
-    State, Waiter, Wish,
+    ANSWER, Admission, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings, State,
+    Waiter, Wish,
 };
-use crate::space::{Inner, Transition};
+use crate::resources::Slot;
+use crate::space::{Inner, Map, Transition};
 use crate::wait::{Begun, Over, Patience, Wait};
 
 /// How long a waiter leaves the file to other processes after its own process has passed the lock
@@ -38,8 +39,6 @@ const COURTESY: Duration = Duration::from_millis(1);
 /// A request whose name is known.
 pub(crate) struct Wanted<'a> {
     pub(crate) text: Cow<'a, OsStr>,
-    /// Of the text.
-    hash: u64,
     pub(crate) opened: Option<(BorrowedFd<'a>, FileId)>,
     /// The image that the name was resolved from, where it is one.
     image: Option<FileId>,
@@ -47,30 +46,12 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl<'a> Wanted<'a> {
-    /// A name that is taken as it is, as nearly all are; `None` if there is more to it.
-    fn plain(inner: &Inner, target: &'a Target<'a>, terms: Terms) -> Option<Self> {
-        let Means::Name(text) = &target.0 else { return None };
-        let looks =
-            matches!(inner.place, Place::Direct) && (terms.auto_create || terms.refuse_hard_links);
-        let text = Text::from(&**text);
-        (!looks).then_some(Self {
-            hash: text.hash(),
-            text: Cow::Borrowed(text.as_str()),
-            opened: None,
-            image: None,
-            terms,
-        })
-    }
-
     /// Finds the name, with system calls where the target needs them.
     pub(crate) fn new(
         inner: &Inner,
         target: &'a Target<'a>,
         terms: Terms,
     ) -> Result<Self, AcquireError> {
-        if let Some(plain) = Self::plain(inner, target, terms) {
-            return Ok(plain);
-        }
         match Look::at(inner, target, terms)? {
             None => Ok(Self::of(target, terms, None)),
             Some(look) => Self::found(target, terms, look.run()),
@@ -111,32 +92,23 @@ impl<'a> Wanted<'a> {
     }
 
     fn of(target: &'a Target<'a>, terms: Terms, found: Option<Found>) -> Self {
-        let text = match &found {
-            Some(Found::Image(path, _)) => Cow::Owned(path.as_os_str().to_owned()),
-            _ => Cow::Borrowed(target.text()),
-        };
-        let hash = Text::from(&*text).hash();
-        let (opened, image) = match (found, &target.0) {
-            (Some(Found::Image(_, id)), _) => (None, Some(id)),
-            (Some(Found::Opened(id)), Means::Opened(_, fd)) => (Some((*fd, id)), None),
-            _ => (None, None),
-        };
-        Self { text, hash, opened, image, terms }
-    }
-
-    fn key(&self) -> Text<'_> {
-        Text::hashed(&self.text, self.hash)
+        let text = Cow::Borrowed(target.text());
+        match (found, &target.0) {
+            (Some(Found::Image(text, id)), _) => Self {
+                text: Cow::Owned(text.into_os_string()),
+                opened: None,
+                image: Some(id),
+                terms,
+            },
+            (Some(Found::Opened(id)), Means::Opened(_, fd)) => {
+                Self { text, opened: Some((*fd, id)), image: None, terms }
+            }
+            _ => Self { text, opened: None, image: None, terms },
+        }
     }
 
     fn wish(&self, inner: &Inner, owner: OwnerId) -> Wish {
-        Wish {
-            owner,
-            mode: self.terms.mode,
-            range: self.terms.range.unwrap_or(inner.range),
-            id: self.opened.map(|(_, id)| id),
-            opened: self.opened.is_some(),
-            auto_create: self.terms.auto_create,
-        }
+        inner.wish(owner, self.terms, self.opened.map(|(_, id)| id))
     }
 }
 
@@ -158,6 +130,17 @@ enum Found {
 }
 
 impl Look {
+    /// Whether the target is more than a name that is taken as it is.
+    fn is_needed(inner: &Inner, target: &Target<'_>, terms: Terms) -> bool {
+        match &target.0 {
+            Means::Name(_) => {
+                let special = terms.auto_create || terms.refuse_hard_links;
+                special && matches!(inner.place, Place::Direct)
+            }
+            Means::Image(_) | Means::Opened(..) => true,
+        }
+    }
+
     /// `None` for a name that needs none.
     fn at(inner: &Inner, target: &Target<'_>, terms: Terms) -> Result<Option<Self>, AcquireError> {
         let direct = matches!(inner.place, Place::Direct);
@@ -199,7 +182,6 @@ impl Look {
 
 /// The system calls of an acquire, for whichever thread makes them.
 struct Attempt {
-    name: Arc<Name>,
     ask: Ask,
     opened: Option<(OwnedFd, FileId)>,
 }
@@ -208,8 +190,15 @@ struct Attempt {
 type Taken = (Option<LockFile>, Origin);
 
 impl Attempt {
-    fn new(inner: &Inner, name: &Arc<Name>, wanted: &Wanted<'_>) -> Result<Self, Refusal> {
-        let terms = &wanted.terms;
+    fn new(inner: &Inner, wanted: &Wanted<'_>) -> Result<Self, Refusal> {
+        let opened = match wanted.opened {
+            Some((fd, id)) => Some((lock_file::duplicate(fd)?, id)),
+            None => None,
+        };
+        Ok(Self::of(inner, wanted.terms, opened))
+    }
+
+    fn of(inner: &Inner, terms: Terms, opened: Option<(OwnedFd, FileId)>) -> Self {
         let ask = Ask {
             mode: terms.mode,
             range: terms.range.unwrap_or(inner.range),
@@ -218,26 +207,22 @@ impl Attempt {
             upgradable: terms.upgradable,
             refuse_hard_links: terms.refuse_hard_links,
         };
-        let opened = match wanted.opened {
-            Some((fd, id)) => Some((lock_file::duplicate(fd)?, id)),
-            None => None,
-        };
-        Ok(Self { name: Arc::clone(name), ask, opened })
+        Self { ask, opened }
     }
 
-    fn is_in_memory(&self) -> bool {
-        self.opened.is_none() && matches!(self.name.leads(), Leads::Nowhere)
+    fn is_in_memory(&self, name: &Name) -> bool {
+        self.opened.is_none() && name.leads_nowhere()
     }
 
-    fn run(self, inner: &Inner) -> Result<Taken, Refusal> {
-        if self.is_in_memory() {
+    fn run(self, inner: &Inner, name: &Name) -> Result<Taken, Refusal> {
+        if self.is_in_memory(name) {
             return Ok((None, Origin::InMemory));
         }
         if let Some((fd, id)) = self.opened {
             let file = LockFile::take_opened(inner.process, fd, id, &self.ask)?;
             return Ok((Some(file), Origin::Opened));
         }
-        let file = LockFile::take(&self.name, &self.ask, &inner.stale)?;
+        let file = LockFile::take(name, &self.ask, &inner.stale)?;
         Ok((Some(file), origin(self.ask.create)))
     }
 }
@@ -248,12 +233,24 @@ fn origin(auto_create: bool) -> Origin {
 
 /// How a wish got past the map.
 enum Admitted<'a> {
-    Joined(Arc<Name>),
+    Joined(Slot, Arc<Name>),
     Alone(Transition<'a>),
-    Queued(Arc<Name>),
+    Queued(Slot),
 }
 
 impl Inner {
+    /// What the map has to know of a request; `opened` is the file that the caller has opened.
+    fn wish(&self, owner: OwnerId, terms: Terms, opened: Option<FileId>) -> Wish {
+        Wish {
+            owner,
+            mode: terms.mode,
+            range: terms.range.unwrap_or(self.range),
+            id: opened,
+            opened: opened.is_some(),
+            auto_create: terms.auto_create,
+        }
+    }
+
     /// One request.
     pub(crate) fn acquire(
         self: &Arc<Self>,
@@ -262,14 +259,12 @@ impl Inner {
         wait: Wait,
     ) -> Result<Lease, AcquireError> {
         self.check()?;
+        if wait.is_no() {
+            // The busiest way, without a look at all the others.
+            return self.try_once(owner, request);
+        }
         match Patience::of(wait) {
-            Begun::Try => {
-                let (target, terms) = (&request.target, request.terms);
-                match Wanted::plain(self, target, terms) {
-                    Some(wanted) => self.try_now(owner, &wanted),
-                    None => self.try_now(owner, &Wanted::new(self, target, terms)?),
-                }
-            }
+            Begun::Try => self.try_once(owner, request),
             Begun::Cancelled => Err(cancelled_at_once(request.target.text())),
             Begun::Wait(patience) => self.as_wait_of(owner, &patience, || {
                 let terms = request.terms;
@@ -280,59 +275,101 @@ impl Inner {
     }
 
     /// A try: makes its system calls itself, and is refused at once.
+    fn try_once(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        request: &Request<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let (target, terms) = (&request.target, request.terms);
+        if Look::is_needed(self, target, terms) {
+            let wanted = Wanted::new(self, target, terms)?;
+            return self.try_now(owner, &wanted);
+        }
+        let (wish, key) = (self.wish(owner, terms, None), Text::from(target.text()));
+        let mut map = self.map.lock();
+        // Nearly always it is absent, or simply held: then nothing is made ready for more.
+        if !map.is_frozen() {
+            let Some(slot) = map.resources.find(key) else {
+                let name = match self.place.name(key) {
+                    Ok(name) => name,
+                    Err(why) => {
+                        return Err(AcquireError::Bad { name: key.as_str().to_owned(), why });
+                    }
+                };
+                let transition = self.begin(map, key.hash(), name, wish.claim());
+                let taken = Attempt::of(self, terms, None).run(self, &transition.name);
+                return self.tried(transition, &wish, taken);
+            };
+            let resource = map.resources.at(slot);
+            match resource.admit(&wish) {
+                Admission::Joined => {
+                    let name = Arc::clone(&resource.name);
+                    drop(map);
+                    return Ok(self.lease(slot, name, &wish));
+                }
+                Admission::Refused(held, owners) if resource.hold().is_some() => {
+                    let name = Arc::clone(&resource.name);
+                    drop(map);
+                    let busy = Busy::inside(name, wish.mode, held, owners);
+                    return Err(AcquireError::Busy(busy));
+                }
+                _ => {}
+            }
+        }
+        self.try_with(map, key, wish, &Wanted::of(target, terms, None))
+    }
+
     fn try_now(
         self: &Arc<Self>,
         owner: OwnerId,
         wanted: &Wanted<'_>,
     ) -> Result<Lease, AcquireError> {
-        let wish = wanted.wish(self, owner);
-        if let Some(answer) = self.answer(&wish, wanted.key()) {
-            return answer;
-        }
-        // It is absent nearly always then.
-        let made = self.name(wanted).ok();
-        let transition = match self.admit(wish, wanted, made, None, None)? {
-            Admitted::Joined(name) => return Ok(self.lease(&name, &wish)),
+        let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
+        self.try_with(self.map.lock(), key, wish, wanted)
+    }
+
+    fn try_with(
+        self: &Arc<Self>,
+        map: MutexGuard<'_, Map>,
+        key: Text<'_>,
+        wish: Wish,
+        wanted: &Wanted<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let transition = match self.admit(map, key, wish, wanted, None, None)? {
+            Admitted::Joined(slot, name) => return Ok(self.lease(slot, name, &wish)),
             Admitted::Alone(transition) => transition,
             Admitted::Queued(_) => unreachable!("a try does not wait"),
         };
-        let name = Arc::clone(&transition.name);
-        let attempt = Attempt::new(self, &name, wanted);
-        match attempt.and_then(|attempt| attempt.run(self)) {
-            Ok(taken) => Ok(self.granted(transition, &wish, taken)),
+        let attempt = Attempt::new(self, wanted);
+        let taken = attempt.and_then(|attempt| attempt.run(self, &transition.name));
+        self.tried(transition, &wish, taken)
+    }
+
+    /// What comes of the system calls of a try.
+    fn tried(
+        self: &Arc<Self>,
+        transition: Transition<'_>,
+        wish: &Wish,
+        taken: Result<Taken, Refusal>,
+    ) -> Result<Lease, AcquireError> {
+        match taken {
+            Ok(taken) => Ok(self.granted(transition, wish, taken)),
             Err(Refusal::Contended(file)) => {
                 let id = file.id();
+                // Before it is anybody else's turn.
                 drop(file);
-                transition.end(None);
+                let name = transition.end();
                 Err(AcquireError::Busy(self.contended(name, wish.mode, id)))
             }
             Err(refusal) => {
-                transition.end(None);
+                let name = transition.end();
                 Err(refused(refusal, name.text(), || name.path()))
             }
         }
     }
 
-    /// What the map alone can answer to a try, which is all where the resource is simply held:
-    /// this is the busiest path, and nothing is made ready for more.
-    fn answer(self: &Arc<Self>, wish: &Wish, key: Text<'_>) -> Option<Result<Lease, AcquireError>> {
-        let mut map = self.map.lock();
-        if map.is_frozen() {
-            return None;
-        }
-        let resource = map.find(key).filter(|resource| resource.hold().is_some())?;
-        match resource.admit(wish) {
-            Admission::Joined => Some(Ok(self.lease(&resource.name, wish))),
-            Admission::Refused(held, owners) => {
-                let name = Arc::clone(&resource.name);
-                Some(Err(AcquireError::Busy(Busy::inside(name, wish.mode, held, owners))))
-            }
-            _ => None,
-        }
-    }
-
-    fn lease(self: &Arc<Self>, name: &Arc<Name>, wish: &Wish) -> Lease {
-        Lease::new(Arc::clone(self), Arc::clone(name), wish.owner, wish.mode)
+    fn lease(self: &Arc<Self>, slot: Slot, name: Arc<Name>, wish: &Wish) -> Lease {
+        Lease::new(Arc::clone(self), slot, name, wish.owner, wish.mode)
     }
 
     /// The transition ends in a hold.
@@ -342,26 +379,26 @@ impl Inner {
         wish: &Wish,
         (file, origin): Taken,
     ) -> Lease {
-        let lease = self.lease(&transition.name, wish);
-        let owners = Owners::one(wish.owner);
-        transition.end(Some(Hold { file, mode: wish.mode, range: wish.range, origin, owners }));
-        lease
+        let slot = transition.slot();
+        let hold = Hold::new(file, wish.range, wish.mode, origin, Owners::one(wish.owner));
+        let name = transition.end_in(hold);
+        self.lease(slot, name, wish)
     }
 
     /// Joins the resource, or makes it ours alone to acquire, or puts `waiter` into its queue.
-    /// `made` is its name, where that was made already. Without a waiter, who is in the way refuses
-    /// it; without patience, nothing limits the wait for another thread's system calls.
-    fn admit(
-        &self,
+    /// Without a waiter, who is in the way refuses it; without patience, nothing limits the wait for
+    /// another thread's system calls.
+    fn admit<'a>(
+        &'a self,
+        mut map: MutexGuard<'a, Map>,
+        key: Text<'_>,
         mut wish: Wish,
         wanted: &Wanted<'_>,
-        mut made: Option<Arc<Name>>,
         waiter: Option<&Arc<Waiter>>,
         patience: Option<&Patience>,
-    ) -> Result<Admitted<'_>, AcquireError> {
-        let (text, key) = (&*wanted.text, wanted.key());
+    ) -> Result<Admitted<'a>, AcquireError> {
+        let text = key.as_str();
         let bad = |why| AcquireError::Bad { name: text.to_owned(), why };
-        let mut map = self.map.lock();
         loop {
             if map.is_frozen() {
                 let Some(patience) = patience else {
@@ -376,20 +413,16 @@ impl Inner {
                     None => continue,
                 }
             }
-            let Some(resource) = map.find(key) else {
-                // A name costs a hash and an allocation: not under the mutex.
-                if let Some(name) = made.take() {
-                    let Wish { owner, mode, .. } = wish;
-                    let claim = State::Acquiring(Claim { owner, mode, stuck_since: None });
-                    return Ok(Admitted::Alone(self.begin(map, name, claim)));
-                }
-                let name = MutexGuard::unlocked(&mut map, || self.name(wanted));
-                made = Some(name.map_err(bad)?);
-                continue;
+            let Some(slot) = map.resources.find(key) else {
+                let name = self.name(key, wanted).map_err(bad)?;
+                return Ok(Admitted::Alone(self.begin(map, key.hash(), name, wish.claim())));
             };
+            let resource = map.resources.at(slot);
             let admission = resource.admit(&wish);
             match (admission, waiter) {
-                (Admission::Joined, _) => return Ok(Admitted::Joined(Arc::clone(&resource.name))),
+                (Admission::Joined, _) => {
+                    return Ok(Admitted::Joined(slot, Arc::clone(&resource.name)));
+                }
                 (Admission::Bad(why), _) => return Err(bad(why)),
                 (Admission::WhichFile, _) => {
                     let name = Arc::clone(&resource.name);
@@ -401,7 +434,7 @@ impl Inner {
                         return Err(AcquireError::Deadlock { name: text.to_owned() });
                     }
                     resource.enqueue(wish, Arc::clone(waiter));
-                    return Ok(Admitted::Queued(Arc::clone(&resource.name)));
+                    return Ok(Admitted::Queued(slot));
                 }
                 (_, None) if resource.is_stuck() => return Err(stuck(resource)),
                 (admission, None)
@@ -463,8 +496,7 @@ impl Inner {
         id.map_err(|refusal| refused(refusal, text, || path))
     }
 
-    fn name(&self, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
-        let key = wanted.key();
+    fn name(&self, key: Text<'_>, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
         match wanted.opened {
             Some((fd, _)) => Place::name_of_opened(key, lock_file::path_of(fd)),
             None => self.place.name(key),
@@ -473,11 +505,15 @@ impl Inner {
 
     /// The kernel has refused the lock: by another name the file may be held here all the same.
     pub(crate) fn contended(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
+        // In a directory, one file has one name.
+        if name.directory().is_some() {
+            return Busy::outside(name, asked).on(id);
+        }
         let map = self.map.lock();
         // A shared hold of its own is not what a conversion meets.
-        let others = map.resources.values().filter(|resource| !Arc::ptr_eq(&resource.name, &name));
+        let others = map.resources.iter().filter(|resource| !Arc::ptr_eq(&resource.name, &name));
         let mut holds = others.filter_map(Resource::hold);
-        let busy = match holds.find(|hold| hold.file.as_ref().is_some_and(|file| file.id() == id)) {
+        let busy = match holds.find(|hold| hold.file().is_some_and(|file| file.id() == id)) {
             Some(hold) => Busy::inside(name, asked, hold.mode, hold.owners.blockers()),
             None => Busy::outside(name, asked),
         };
@@ -516,35 +552,33 @@ impl Inner {
         patience: &Patience,
         refused: Refused,
     ) -> Result<Lease, AcquireError> {
-        let wish = wanted.wish(self, owner);
+        let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
         let waiter = Waiter::new(&patience.bell);
         loop {
             if patience.over() == Some(Over::Cancelled) {
                 return Err(cancelled(&wanted.text, patience));
             }
             let queue = (refused == Refused::Waits).then_some(&waiter);
-            match self.admit(wish, wanted, None, queue, Some(patience)) {
-                Ok(Admitted::Joined(name)) => return Ok(self.lease(&name, &wish)),
+            match self.admit(self.map.lock(), key, wish, wanted, queue, Some(patience)) {
+                Ok(Admitted::Joined(slot, name)) => return Ok(self.lease(slot, name, &wish)),
                 Ok(Admitted::Alone(transition)) => {
                     let inherited = Inherited::Nothing;
                     return self.head(transition, inherited, &wish, wanted, patience, refused);
                 }
-                Ok(Admitted::Queued(name)) => match self
-                    .in_queue(&name, &waiter, patience, wish.mode)?
-                {
-                    Grant::Joined => return Ok(self.lease(&name, &wish)),
-                    Grant::Acquire(inherited) => {
-                        let bad = |why| AcquireError::Bad { name: wanted.text.to_os_string(), why };
-                        let make = || self.name(wanted).map_err(bad);
-                        let opened = wanted.opened.is_some();
-                        let transition = Transition::inherited(self, name, opened, make)?;
-                        return self.head(transition, inherited, &wish, wanted, patience, refused);
+                Ok(Admitted::Queued(slot)) => {
+                    let bad = |why| AcquireError::Bad { name: wanted.text.to_os_string(), why };
+                    match self.in_queue(slot, &waiter, patience, wish.mode)? {
+                        Grant::Joined(name) => return Ok(self.lease(slot, name, &wish)),
+                        Grant::Acquire(inherited) => {
+                            let make = || self.name(key, wanted).map_err(bad);
+                            let opened = wanted.opened.is_some();
+                            let alone = Transition::inherited(self, slot, opened, make)?;
+                            return self.head(alone, inherited, &wish, wanted, patience, refused);
+                        }
+                        Grant::Bad(why) => return Err(bad(why)),
+                        Grant::Again => {}
                     }
-                    Grant::Bad(why) => {
-                        return Err(AcquireError::Bad { name: name.text().to_owned(), why });
-                    }
-                    Grant::Again => {}
-                },
+                }
                 Err(AcquireError::Busy(busy)) => {
                     return Err(AcquireError::Busy(busy.after(patience.waited())));
                 }
@@ -556,7 +590,7 @@ impl Inner {
     /// Sleeps in the queue until it is granted something.
     fn in_queue(
         &self,
-        name: &Arc<Name>,
+        slot: Slot,
         waiter: &Arc<Waiter>,
         patience: &Patience,
         asked: Mode,
@@ -567,7 +601,7 @@ impl Inner {
                 return Ok(grant);
             }
             if let Some(over) = over {
-                return self.leave_queue(name, waiter, patience, asked, over);
+                return self.leave_queue(slot, waiter, patience, asked, over);
             }
             patience.bell.sleep(patience.until());
         }
@@ -576,7 +610,7 @@ impl Inner {
     /// The wait is over, unless it was granted something at the last moment.
     fn leave_queue(
         &self,
-        name: &Arc<Name>,
+        slot: Slot,
         waiter: &Arc<Waiter>,
         patience: &Patience,
         asked: Mode,
@@ -587,8 +621,10 @@ impl Inner {
         if let Some(grant) = waiter.take_grant() {
             return Ok(grant);
         }
-        let resource = map.find(name.key()).expect("it is in the map while somebody waits");
+        // It is there while somebody waits.
+        let resource = map.resources.at(slot);
         resource.dequeue(waiter);
+        let name = Arc::clone(&resource.name);
         let error = match over {
             Over::Cancelled => cancelled(name.text(), patience),
             // Nobody holds it: only its file system keeps it.
@@ -600,7 +636,6 @@ impl Inner {
                 }
             }
             Over::Deadline => {
-                let name = Arc::clone(&resource.name);
                 let busy = match resource.blockers() {
                     Some((held, owners)) if !matches!(resource.state, State::Awaited(_)) => {
                         Busy::inside(name, asked, held, owners)
@@ -610,7 +645,7 @@ impl Inner {
                 AcquireError::Busy(busy.after(patience.waited()))
             }
         };
-        map.let_in(name, &mut rings);
+        map.let_in(slot, &mut rings);
         drop(map);
         rings.ring();
         Err(error)
@@ -635,7 +670,7 @@ impl Inner {
                 Err(error)
             }
             Err(End { error, by_helper: false }) => {
-                head.transition.end(None);
+                head.transition.end();
                 Err(error)
             }
         }
@@ -754,7 +789,7 @@ impl Inner {
     /// Which file a resource is held on.
     fn id_of(&self, text: &OsStr) -> Option<FileId> {
         let mut map = self.map.lock();
-        map.find(text.into())?.hold()?.file.as_ref().map(LockFile::id)
+        map.find(text.into())?.hold()?.file().map(LockFile::id)
     }
 }
 
@@ -783,6 +818,7 @@ impl Inner {
     /// Makes the only hold of a shared resource exclusive. What is held stays held throughout.
     pub(crate) fn upgrade(
         &self,
+        slot: Slot,
         name: &Arc<Name>,
         owner: OwnerId,
         wait: Wait,
@@ -793,18 +829,19 @@ impl Inner {
             Begun::Try => None,
             Begun::Wait(patience) => Some(patience),
         };
-        let refused = match self.convert(name, owner, Mode::Exclusive) {
+        let refused = match self.convert(slot, name, owner, Mode::Exclusive) {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(busy)) => AcquireError::Busy(busy),
             Err(frozen @ AcquireError::Frozen { .. }) => frozen,
             Err(error) => return Err(error),
         };
         let Some(patience) = patience else { return Err(refused) };
-        self.as_wait_of(owner, &patience, || self.wait_to_upgrade(name, owner, &patience))
+        self.as_wait_of(owner, &patience, || self.wait_to_upgrade(slot, name, owner, &patience))
     }
 
     fn wait_to_upgrade(
         &self,
+        slot: Slot,
         name: &Arc<Name>,
         owner: OwnerId,
         patience: &Patience,
@@ -812,7 +849,7 @@ impl Inner {
         let waiter = Waiter::new(&patience.bell);
         {
             let mut map = self.map.lock();
-            let resource = map.find(name.key()).expect("a lease has its hold");
+            let resource = map.resources.at(slot);
             // Another of its own holds would never leave, nor another who waits for this one.
             let alone = resource.hold().is_some_and(|hold| hold.owners.count(owner) == 1);
             if !alone || !resource.enqueue_upgrade(owner, Arc::clone(&waiter)) {
@@ -821,7 +858,7 @@ impl Inner {
         }
         let mut watch = None;
         let upgraded = loop {
-            let busy = match self.convert(name, owner, Mode::Exclusive) {
+            let busy = match self.convert(slot, name, owner, Mode::Exclusive) {
                 Ok(Ok(())) => break Ok(()),
                 Ok(Err(busy)) => Ok(busy),
                 Err(frozen @ AcquireError::Frozen { .. }) => Err(frozen),
@@ -840,7 +877,7 @@ impl Inner {
                 let _ = map.is_frozen() && self.wait_for_change(&mut map, patience).is_ok();
                 continue;
             };
-            match self.number_if_refused_by_kernel(name, &busy) {
+            match self.number_if_refused_by_kernel(slot, &busy) {
                 Some((number, id)) => watch
                     .get_or_insert_with(|| self.process.watchers.watch(number, id))
                     .sleep(patience),
@@ -850,10 +887,8 @@ impl Inner {
         let mut rings = Rings::default();
         {
             let mut map = self.map.lock();
-            if let Some(resource) = map.find(name.key()) {
-                resource.dequeue(&waiter);
-            }
-            map.let_in(name, &mut rings);
+            map.resources.at(slot).dequeue(&waiter);
+            map.let_in(slot, &mut rings);
         }
         rings.ring();
         upgraded
@@ -861,9 +896,9 @@ impl Inner {
 
     /// The descriptor to watch, where who is in the way is not among the resource's owners: outside
     /// of this space, or here by another name of the file.
-    fn number_if_refused_by_kernel(&self, name: &Name, busy: &Busy) -> Option<(RawFd, FileId)> {
+    fn number_if_refused_by_kernel(&self, slot: Slot, busy: &Busy) -> Option<(RawFd, FileId)> {
         let mut map = self.map.lock();
-        let file = map.find(name.key())?.hold()?.file.as_ref()?;
+        let file = map.resources.at(slot).hold()?.file()?;
         busy.file().map(|_| (file.number(), file.id()))
     }
 
@@ -873,6 +908,7 @@ impl Inner {
     /// a network file system can it block, as a release can.
     pub(crate) fn convert(
         &self,
+        slot: Slot,
         name: &Arc<Name>,
         owner: OwnerId,
         to: Mode,
@@ -884,7 +920,7 @@ impl Inner {
             if map.is_frozen() {
                 return Err(AcquireError::Frozen { name: name.text().to_owned() });
             }
-            let resource = map.find(name.key()).expect("a lease has its hold");
+            let resource = map.resources.at(slot);
             match resource.begin_conversion(owner, to, &mut rings) {
                 Conversion::Begun(file) => break file,
                 Conversion::Done => {
@@ -904,7 +940,7 @@ impl Inner {
         };
         drop(map);
         let (converted, id) = (file.convert(to), file.id());
-        self.settle_conversion(name, file, to, matches!(converted, Ok(true)));
+        self.settle_conversion(slot, file, to, matches!(converted, Ok(true)));
         match converted {
             Ok(true) => Ok(Ok(())),
             Ok(false) => Ok(Err(self.contended(Arc::clone(name), to, id))),
@@ -974,14 +1010,14 @@ impl Head<'_> {
 
     /// Opens and locks; `Ok(Err(..))` is the open file that somebody else holds.
     fn attempt(&self, wanted: &Wanted<'_>) -> Result<Result<Taken, LockFile>, End> {
-        let attempt = Attempt::new(self.inner, self.name(), wanted);
+        let attempt = Attempt::new(self.inner, wanted);
         let attempt = attempt.map_err(|refusal| self.refused(refusal))?;
-        let taken = if attempt.is_in_memory() {
-            attempt.run(self.inner)
+        let taken = if attempt.is_in_memory(self.name()) {
+            attempt.run(self.inner, self.name())
         } else {
-            let inner = Arc::clone(self.inner);
+            let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
             let work = move || {
-                let mut taken = attempt.run(&inner);
+                let mut taken = attempt.run(&inner, &name);
                 if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
                     file.learn_whether_local();
                 }
@@ -1094,11 +1130,12 @@ impl Head<'_> {
         late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
     ) -> Result<T, End> {
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
+        let slot = self.transition.slot();
         let give_back = move |done| {
             if let Some((file, unlink)) = late(done) {
                 let _ = file.release(&name, unlink);
             }
-            inner.settle(&name, None);
+            inner.settle(slot);
         };
         let helpers = &self.inner.process.helpers;
         let leaving = || self.transition.leave_stuck();

@@ -1,15 +1,17 @@
 //! The directory of a space's lock files: held open, and known by its path.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{IoError, OpenError};
 
@@ -31,15 +33,27 @@ impl From<&Stat> for FileId {
 
 /// An open directory, and the absolute path that led to it.
 ///
-/// Lock files are opened relative to the open directory, so that no renaming sends an open or an
-/// unlink elsewhere; but two processes must never believe in two directories, so what was locked
-/// must also be what the path leads to (see `lock_file`).
+/// Two processes must never believe in two directories. So a lock file is opened relative to the
+/// open directory, and must then be what the whole path leads to: that finds out a directory that
+/// was moved. In a burst of acquires only the first do so, and the others open by the whole path:
+/// wherever it leads, it leads everybody there.
 #[derive(Debug)]
 pub(crate) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
     id: FileId,
     local: bool,
+    /// In which tick the last looks at the path were, and in the lowest byte how many.
+    looks: AtomicU64,
+}
+
+/// How many acquires in one tick look at the path before the others go by what they saw.
+const LOOKS: u64 = 8;
+
+/// Counts the milliseconds, by four: about what the kernel's coarse clock can tell.
+fn tick() -> u64 {
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000) / 4
 }
 
 impl Directory {
@@ -81,7 +95,8 @@ impl Directory {
         let fd = fd.and_then(|fd| if needs_raising(&fd) { raised(&fd) } else { Ok(fd) });
         let fd = fd.map_err(|errno| failed("openat")(errno.into()))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?;
-        Ok(Self { id: FileId::from(&stat), local: is_local(&fd), fd, path: absolute })
+        let (id, local) = (FileId::from(&stat), is_local(&fd));
+        Ok(Self { fd, path: absolute, id, local, looks: AtomicU64::new(0) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -98,28 +113,67 @@ impl Directory {
         self.local
     }
 
+    /// Whether several acquires of the last milliseconds have looked at the path, and found it to lead
+    /// here, on a file system that tells the truth at once.
+    pub(crate) fn is_in_burst(&self) -> bool {
+        self.local && self.looks.load(Ordering::Relaxed) == tick() << 8 | LOOKS
+    }
+
+    /// Somebody has just looked where the path leads.
+    pub(crate) fn was_looked_at(&self, leads_here: bool) {
+        let (looks, tick) = (self.looks.load(Ordering::Relaxed), tick());
+        let before = if looks >> 8 == tick { looks & 0xff } else { 0 };
+        let now = if leads_here { LOOKS.min(before + 1) } else { 0 };
+        self.looks.store(tick << 8 | now, Ordering::Relaxed);
+    }
+
+    /// Opens a file in it by its whole path.
+    pub(crate) fn open_by_path(
+        &self,
+        file: &Path,
+        flags: OFlags,
+        mode: u32,
+    ) -> Result<OwnedFd, Errno> {
+        self.with_path(file, |path| rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(mode)))
+    }
+
     /// What the whole path of a file in it leads to; not through the file, if it is a symlink.
     pub(crate) fn stat_by_path(&self, file: &Path) -> Result<Stat, Errno> {
+        self.with_path(file, |path| rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    /// Removes a file in it by its whole path.
+    pub(crate) fn unlink_by_path(&self, file: &Path) -> Result<(), Errno> {
+        self.with_path(file, |path| rustix::fs::unlink(path))
+    }
+
+    fn with_path<T>(
+        &self,
+        file: &Path,
+        call: impl FnOnce(&CStr) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let (directory, file) = (self.path.as_os_str().as_bytes(), file.as_os_str().as_bytes());
+        let (slash, len) = (directory.len(), directory.len() + 1 + file.len());
         // On the stack, since every acquire comes this way.
-        let mut buffer = [0; 512];
-        let directory = self.path.as_os_str().as_bytes();
-        let parts = [directory, b"/", file.as_os_str().as_bytes(), b"\0"];
-        let len = parts.iter().map(|part| part.len()).sum();
-        let Some(mut rest) = buffer.get_mut(..len) else {
-            return rustix::fs::statat(CWD, self.path.join(file), AtFlags::SYMLINK_NOFOLLOW);
-        };
-        for part in parts {
-            let (here, after) = rest.split_at_mut(part.len());
-            here.copy_from_slice(part);
-            rest = after;
+        let mut path = [0; 256];
+        if len < path.len() {
+            path[..slash].copy_from_slice(directory);
+            path[slash] = b'/';
+            path[slash + 1..len].copy_from_slice(file);
+            let path = CStr::from_bytes_with_nul(&path[..=len]);
+            return call(path.map_err(|_| Errno::INVAL)?);
         }
-        let path = CStr::from_bytes_with_nul(&buffer[..len]).map_err(|_| Errno::INVAL)?;
-        rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+        let path = CString::new([directory, file].join(&b'/')).map_err(|_| Errno::INVAL)?;
+        call(&path)
     }
 
     /// Whether its path still leads to it.
     pub(crate) fn is_where_it_was(&self) -> bool {
-        rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id)
+        let it_is = rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id);
+        if !it_is {
+            self.was_looked_at(false);
+        }
+        it_is
     }
 }
 

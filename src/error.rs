@@ -161,14 +161,15 @@ pub enum BadRequest {
 /// ```
 pub struct Busy {
     name: Arc<Name>,
-    path: OnceLock<PathBuf>,
+    path: OnceLock<Box<Path>>,
     asked: Mode,
     held: Option<Mode>,
     owners: Blockers,
     /// A request that excludes this one waits already.
     behind: bool,
-    /// The file on which the kernel refused the lock.
-    file: Option<FileId>,
+    /// The file on which the kernel refused the lock. Boxed: where it is refused without a system
+    /// call, the error must stay small.
+    file: Option<Box<FileId>>,
     waited: Duration,
 }
 
@@ -198,12 +199,12 @@ impl Busy {
 
     /// The same, by the kernel's word on this file.
     pub(crate) fn on(self, file: FileId) -> Self {
-        Self { file: Some(file), ..self }
+        Self { file: Some(Box::new(file)), ..self }
     }
 
     /// The file on which the kernel refused the lock, if it was asked.
     pub(crate) fn file(&self) -> Option<FileId> {
-        self.file
+        self.file.as_deref().copied()
     }
 
     /// The same, after a wait.
@@ -220,7 +221,7 @@ impl Busy {
     /// Its lock file; empty where there is none.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.path.get_or_init(|| self.name.path())
+        self.path.get_or_init(|| self.name.path().into())
     }
 
     /// The mode that was asked for.

@@ -2,13 +2,13 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::error::{AcquireError, ReleaseError, VerifyError};
 use crate::name::Name;
 use crate::request::{Mode, OwnerId};
-use crate::resource::Care;
+use crate::resources::Slot;
 use crate::space::{Inner, untold};
 use crate::wait::Wait;
 
@@ -46,17 +46,24 @@ use crate::wait::Wait;
 #[must_use = "a lease that is dropped at once protects nothing"]
 pub struct Lease {
     space: Arc<Inner>,
+    slot: Slot,
     name: Arc<Name>,
     owner: OwnerId,
     mode: Mode,
-    path: OnceLock<PathBuf>,
+    path: OnceLock<Box<Path>>,
     /// The hold is still this lease's to end.
     ours: bool,
 }
 
 impl Lease {
-    pub(crate) fn new(space: Arc<Inner>, name: Arc<Name>, owner: OwnerId, mode: Mode) -> Self {
-        Self { space, name, owner, mode, path: OnceLock::new(), ours: true }
+    pub(crate) fn new(
+        space: Arc<Inner>,
+        slot: Slot,
+        name: Arc<Name>,
+        owner: OwnerId,
+        mode: Mode,
+    ) -> Self {
+        Self { space, slot, name, owner, mode, path: OnceLock::new(), ours: true }
     }
 
     /// The resource: what [`LockSpace::release`](crate::LockSpace::release) goes by, once the
@@ -70,7 +77,7 @@ impl Lease {
     /// path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.path.get_or_init(|| self.name.path())
+        self.path.get_or_init(|| self.name.path().into())
     }
 
     /// Who holds it.
@@ -111,7 +118,7 @@ impl Lease {
     /// # }
     /// ```
     pub fn verify(&self) -> Result<(), VerifyError> {
-        self.space.verify(&self.name)
+        self.space.verify(self.slot, &self.name)
     }
 
     /// Makes a shared hold exclusive, if it is the only one, here and elsewhere. Throughout, and
@@ -141,7 +148,7 @@ impl Lease {
     /// # }
     /// ```
     pub fn upgrade(&mut self, wait: Wait) -> Result<(), AcquireError> {
-        self.space.upgrade(&self.name, self.owner, wait)?;
+        self.space.upgrade(self.slot, &self.name, self.owner, wait)?;
         self.mode = Mode::Exclusive;
         Ok(())
     }
@@ -155,7 +162,7 @@ impl Lease {
     /// be read; the hold is exclusive still then.
     pub fn downgrade(&mut self) -> Result<(), AcquireError> {
         self.space.check()?;
-        match self.space.convert(&self.name, self.owner, Mode::Shared)? {
+        match self.space.convert(self.slot, &self.name, self.owner, Mode::Shared)? {
             Ok(()) => {
                 self.mode = Mode::Shared;
                 Ok(())
@@ -183,7 +190,7 @@ impl Lease {
     pub fn keep(mut self) {
         if self.ours {
             self.ours = false;
-            self.space.keep(&self.name, self.owner);
+            self.space.keep(self.slot, self.owner);
         }
     }
 
@@ -197,14 +204,14 @@ impl Lease {
     #[doc(alias = "virLockSpaceReleaseResource")]
     pub fn release(mut self) -> Result<(), ReleaseError> {
         self.ours = false;
-        self.space.release(&self.name, self.owner, Care::Lease)
+        self.space.release(self.slot, &self.name, self.owner)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.ours {
-            match self.space.release(&self.name, self.owner, Care::Lease) {
+            match self.space.release(self.slot, &self.name, self.owner) {
                 // The lock is its parent's.
                 Err(ReleaseError::Forked { .. }) => {}
                 released => untold(released.err()),

@@ -193,6 +193,7 @@ mod name;
 mod process;
 mod request;
 mod resource;
+mod resources;
 #[cfg(feature = "snapshot")]
 mod restore;
 #[cfg(feature = "snapshot")]

@@ -2,17 +2,19 @@
 //!
 //! A [`Naming`] is chosen once for a space; a [`Target`] says which resource is meant, each time.
 
-use std::borrow::{Borrow, Cow};
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::hash::{BuildHasher, Hash, Hasher, RandomState};
+use std::hash::{BuildHasher, Hasher};
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use hashbrown::DefaultHashBuilder;
 use md5::Digest as _;
+use smallvec::SmallVec;
 
 use crate::directory::Directory;
 use crate::error::{BadRequest, OpenError};
@@ -165,22 +167,10 @@ impl Place {
         check(&text)?;
         let way = match self {
             Self::Directory(scheme, directory) => {
-                let file = match scheme {
-                    Scheme::Md5 => File::Md5(md5::Md5::digest(text.as_bytes()).into()),
-                    #[cfg(feature = "sha256")]
-                    Scheme::Sha256 => File::Sha256(sha2::Sha256::digest(text.as_bytes()).into()),
-                    Scheme::Verbatim => match text.as_bytes() {
-                        bytes if bytes.len() > LONGEST_COMPONENT => {
-                            return Err(BadRequest::TooLong { max: LONGEST_COMPONENT });
-                        }
-                        b"." | b".." => return Err(BadRequest::NotOneComponent),
-                        bytes if bytes.contains(&b'/') => {
-                            return Err(BadRequest::NotOneComponent);
-                        }
-                        _ => File::Verbatim,
-                    },
-                };
-                Way::In(Arc::clone(directory), file)
+                if *scheme == Scheme::Verbatim {
+                    check_component(&text)?;
+                }
+                Way::In(*scheme, Arc::clone(directory))
             }
             Self::Direct if text.as_bytes().first() != Some(&b'/') => {
                 return Err(BadRequest::Relative);
@@ -188,7 +178,7 @@ impl Place {
             Self::Direct => Way::Path,
             Self::InMemory => Way::Nowhere,
         };
-        Ok(Arc::new(Name { text: text.text.into(), hash: text.hash, way }))
+        Ok(Name::new(&text, way))
     }
 
     /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
@@ -198,8 +188,7 @@ impl Place {
     ) -> Result<Arc<Name>, BadRequest> {
         let text = text.into();
         check(&text)?;
-        let way = Way::Opened(path.into());
-        Ok(Arc::new(Name { text: text.text.into(), hash: text.hash, way }))
+        Ok(Name::new(&text, Way::Opened(Box::new(path))))
     }
 }
 
@@ -213,28 +202,36 @@ fn check(text: &OsStr) -> Result<(), BadRequest> {
     }
 }
 
+/// What a name that is a file name cannot be.
+fn check_component(text: &OsStr) -> Result<(), BadRequest> {
+    match text.as_bytes() {
+        bytes if bytes.len() > LONGEST_COMPONENT => {
+            Err(BadRequest::TooLong { max: LONGEST_COMPONENT })
+        }
+        b"." | b".." => Err(BadRequest::NotOneComponent),
+        bytes if bytes.contains(&b'/') => Err(BadRequest::NotOneComponent),
+        _ => Ok(()),
+    }
+}
+
 /// A resource's name, and its way to the lock file.
+///
+/// One stands in memory for each resource that is held, so it keeps nothing that can be made
+/// again: neither its hash nor its digest.
 #[derive(Debug)]
 pub(crate) struct Name {
-    text: Box<OsStr>,
-    hash: u64,
+    /// Of up to 32 bytes, as hashed names are, without an allocation of its own.
+    text: SmallVec<[u8; 32]>,
     way: Way,
 }
 
 #[derive(Debug)]
 enum Way {
-    In(Arc<Directory>, File),
+    In(Scheme, Arc<Directory>),
     Path,
-    Opened(Box<Path>),
+    /// Boxed twice, as hardly any name is one.
+    Opened(Box<PathBuf>),
     Nowhere,
-}
-
-#[derive(Debug)]
-enum File {
-    Md5([u8; 16]),
-    #[cfg(feature = "sha256")]
-    Sha256([u8; 32]),
-    Verbatim,
 }
 
 /// Where a name leads, for those who make system calls.
@@ -247,54 +244,70 @@ pub(crate) enum Leads<'a> {
     Nowhere,
 }
 
-/// The name of a lock file, written out where it is needed.
-#[derive(Clone, Copy)]
+/// The name of a lock file.
 pub(crate) enum FileName<'a> {
-    /// These bytes in hexadecimal.
-    Digest(&'a [u8]),
+    /// So many characters, in hexadecimal.
+    Digest([u8; 64], usize),
     Verbatim(&'a OsStr),
 }
 
-impl<'a> FileName<'a> {
-    /// The name, in this room if it needs any.
-    pub(crate) fn write(self, room: &'a mut [u8; 64]) -> &'a Path {
-        let text = match self {
-            Self::Digest(digest) => {
-                let text = &mut room[..2 * digest.len()];
-                hex::encode_to_slice(digest, text).expect("it is twice as long");
-                OsStr::from_bytes(text)
-            }
+impl FileName<'_> {
+    fn digest(digest: &[u8]) -> Self {
+        let (mut text, len) = ([0; 64], 2 * digest.len());
+        hex::encode_to_slice(digest, &mut text[..len]).expect("it is twice as long");
+        Self::Digest(text, len)
+    }
+}
+
+impl Deref for FileName<'_> {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        Path::new(match self {
+            Self::Digest(text, len) => OsStr::from_bytes(&text[..*len]),
             Self::Verbatim(text) => text,
-        };
-        Path::new(text)
+        })
     }
 }
 
 impl Name {
+    fn new(text: &OsStr, way: Way) -> Arc<Self> {
+        Arc::new(Self { text: SmallVec::from_slice(text.as_bytes()), way })
+    }
+
     /// The name that the caller knows.
     pub(crate) fn text(&self) -> &OsStr {
-        &self.text
+        OsStr::from_bytes(&self.text)
     }
 
-    /// The same with its hash.
-    pub(crate) fn key(&self) -> Text<'_> {
-        Text { text: &self.text, hash: self.hash }
-    }
-
+    /// Where it leads. A hashed name is hashed for this, each time.
     pub(crate) fn leads(&self) -> Leads<'_> {
         match &self.way {
-            Way::In(directory, file) => Leads::In(
+            Way::In(scheme, directory) => Leads::In(
                 directory,
-                match file {
-                    File::Md5(digest) => FileName::Digest(digest),
+                match scheme {
+                    Scheme::Md5 => FileName::digest(&md5::Md5::digest(&self.text)),
                     #[cfg(feature = "sha256")]
-                    File::Sha256(digest) => FileName::Digest(digest),
-                    File::Verbatim => FileName::Verbatim(&self.text),
+                    Scheme::Sha256 => FileName::digest(&sha2::Sha256::digest(&self.text)),
+                    Scheme::Verbatim => FileName::Verbatim(self.text()),
                 },
             ),
-            Way::Path => Leads::To(Path::new(&self.text)),
+            Way::Path => Leads::To(Path::new(self.text())),
             Way::Opened(_) | Way::Nowhere => Leads::Nowhere,
         }
+    }
+
+    /// The directory that its file is in, where that is a space's.
+    pub(crate) fn directory(&self) -> Option<&Directory> {
+        match &self.way {
+            Way::In(_, directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// Whether there is no file to open.
+    pub(crate) fn leads_nowhere(&self) -> bool {
+        matches!(self.way, Way::Opened(_) | Way::Nowhere)
     }
 
     /// Whether it stands for somebody's open file.
@@ -305,16 +318,15 @@ impl Name {
     /// The path of the lock file; empty where there is none.
     pub(crate) fn path(&self) -> PathBuf {
         match (self.leads(), &self.way) {
-            (Leads::In(directory, file), _) => directory.path().join(file.write(&mut [0; 64])),
+            (Leads::In(directory, file), _) => directory.path().join(&*file),
             (Leads::To(path), _) => path.to_owned(),
-            (Leads::Nowhere, Way::Opened(path)) => path.clone().into_path_buf(),
+            (Leads::Nowhere, Way::Opened(path)) => path.to_path_buf(),
             (Leads::Nowhere, _) => PathBuf::new(),
         }
     }
 }
 
-/// The text of a name, and its hash: that costs more than all else that the map does, so it is
-/// computed once for each call.
+/// The text of a name, and its hash, which is computed once for each call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Text<'a> {
     text: &'a OsStr,
@@ -322,9 +334,10 @@ pub(crate) struct Text<'a> {
 }
 
 impl<'a> From<&'a OsStr> for Text<'a> {
+    #[inline]
     fn from(text: &'a OsStr) -> Self {
-        // Random for each process: who chooses names must not be able to make them collide.
-        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        // Seeded at random in each process: who chooses names must not know which collide.
+        static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
         let mut hasher = HASHER.build_hasher();
         hasher.write(text.as_bytes());
         Self { text, hash: hasher.finish() }
@@ -332,11 +345,6 @@ impl<'a> From<&'a OsStr> for Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// With the hash that was computed of it before.
-    pub(crate) fn hashed(text: &'a OsStr, hash: u64) -> Self {
-        Self { text, hash }
-    }
-
     pub(crate) fn hash(self) -> u64 {
         self.hash
     }
@@ -351,82 +359,6 @@ impl Deref for Text<'_> {
 
     fn deref(&self) -> &OsStr {
         self.text
-    }
-}
-
-/// The map finds a resource by the text of its name.
-pub(crate) trait Keyed {
-    fn key(&self) -> Text<'_>;
-}
-
-/// A name as the map's key.
-#[derive(Clone, Debug)]
-pub(crate) struct Key(pub(crate) Arc<Name>);
-
-impl Keyed for Key {
-    fn key(&self) -> Text<'_> {
-        self.0.key()
-    }
-}
-
-impl Keyed for Text<'_> {
-    fn key(&self) -> Text<'_> {
-        *self
-    }
-}
-
-impl<'a> Borrow<dyn Keyed + 'a> for Key {
-    fn borrow(&self) -> &(dyn Keyed + 'a) {
-        self
-    }
-}
-
-impl PartialEq for dyn Keyed + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        let (one, other) = (self.key(), other.key());
-        one.hash == other.hash && one.text == other.text
-    }
-}
-
-impl Eq for dyn Keyed + '_ {}
-
-impl Hash for dyn Keyed + '_ {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.key().hash);
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        let (one, other): (&dyn Keyed, &dyn Keyed) = (self, other);
-        one == other
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let key: &dyn Keyed = self;
-        key.hash(state);
-    }
-}
-
-/// Takes the hash that a key has.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct KeyHasher(u64);
-
-impl Hasher for KeyHasher {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a key is hashed as one number");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 

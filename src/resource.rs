@@ -57,11 +57,11 @@ pub enum Origin {
 #[derive(Debug)]
 pub(crate) struct Resource {
     pub(crate) name: Arc<Name>,
-    /// Tells it from every other resource that this space ever had.
-    pub(crate) serial: u64,
-    pub(crate) state: State,
+    /// Tells it from those that have been in its slot lately.
+    pub(crate) serial: u32,
     /// Somebody sleeps until the transition ends.
     pub(crate) watched: bool,
+    pub(crate) state: State,
     /// Boxed, as hardly any resource has one.
     queue: Option<Box<Queue>>,
 }
@@ -112,8 +112,8 @@ pub(crate) struct Waiter {
 /// What a waiter finds when its turn has come.
 #[derive(Debug)]
 pub(crate) enum Grant {
-    /// It holds the resource.
-    Joined,
+    /// It holds the resource, which has this name.
+    Joined(Arc<Name>),
     /// The resource is acquiring, and the acquiring is the waiter's.
     Acquire(Inherited),
     /// It must ask again.
@@ -171,12 +171,18 @@ impl Rings {
 /// A lock that is held, and for whom.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    /// `None` in memory.
-    pub(crate) file: Option<LockFile>,
+    backing: Backing,
     pub(crate) mode: Mode,
-    pub(crate) range: ByteRange,
     pub(crate) origin: Origin,
     pub(crate) owners: Owners,
+}
+
+/// What has the lock of a hold.
+#[derive(Debug)]
+enum Backing {
+    File(LockFile),
+    /// The space's memory alone; or the file is with the thread that converts it.
+    None(ByteRange),
 }
 
 /// One wish, as far as the map has to know it.
@@ -191,6 +197,13 @@ pub(crate) struct Wish {
     pub(crate) opened: bool,
     /// The lock file goes with the last hold.
     pub(crate) auto_create: bool,
+}
+
+impl Wish {
+    /// What a resource is while the one who wishes acquires it.
+    pub(crate) fn claim(&self) -> State {
+        State::Acquiring(Claim { owner: self.owner, mode: self.mode, stuck_since: None })
+    }
 }
 
 /// What becomes of a wish to hold in another mode.
@@ -224,11 +237,12 @@ pub(crate) enum Admission {
 }
 
 impl Resource {
-    pub(crate) fn new(name: Arc<Name>, serial: u64, state: State) -> Self {
+    pub(crate) fn new(name: Arc<Name>, serial: u32, state: State) -> Self {
         Self { name, serial, state, watched: false, queue: None }
     }
 
     /// Lets the wish join, or says why not.
+    #[inline]
     pub(crate) fn admit(&mut self, wish: &Wish) -> Admission {
         let passes = match &self.state {
             State::Held(hold) => {
@@ -315,7 +329,7 @@ impl Resource {
 
     /// The first in the queue from now on, unless another waits there to become exclusive.
     pub(crate) fn enqueue_upgrade(&mut self, owner: OwnerId, waiter: Arc<Waiter>) -> bool {
-        let range = self.hold().map_or(ByteRange::FIRST, |hold| hold.range);
+        let range = self.hold().map_or(ByteRange::FIRST, Hold::range);
         let queue = self.queue.get_or_insert_default();
         let free = !queue.waiting.front().is_some_and(|first| first.upgrades);
         if free {
@@ -347,7 +361,7 @@ impl Resource {
                 behind = true;
             } else if !behind || hold.owners.has(wish.owner) {
                 let grant = match hold.join(wish) {
-                    Admission::Joined => Grant::Joined,
+                    Admission::Joined => Grant::Joined(Arc::clone(&self.name)),
                     Admission::Bad(why) => Grant::Bad(why),
                     _ => Grant::Again,
                 };
@@ -395,7 +409,7 @@ impl Resource {
             unreachable!("it was held just now")
         };
         match hold {
-            Hold { file: Some(file), mode, origin, .. } if passes => {
+            Hold { backing: Backing::File(file), mode, origin, .. } if passes => {
                 self.next(Inherited::File(file, mode, origin), false, rings);
                 None
             }
@@ -417,10 +431,11 @@ impl Resource {
         if hold.owners.total() > 1 {
             return Conversion::Refused(hold.mode, hold.owners.others(owner));
         }
-        if to == Mode::Exclusive && hold.file.as_ref().is_some_and(|file| !file.is_writable()) {
+        if to == Mode::Exclusive && hold.file().is_some_and(|file| !file.is_writable()) {
             return Conversion::NotUpgradable;
         }
-        let Some(file) = hold.file.take() else {
+        let without = Backing::None(hold.range());
+        let Backing::File(file) = std::mem::replace(&mut hold.backing, without) else {
             hold.mode = to;
             self.let_in(rings);
             return Conversion::Done;
@@ -434,7 +449,7 @@ impl Resource {
     /// Takes the file back.
     pub(crate) fn end_conversion(&mut self, file: LockFile, mode: Option<Mode>, rings: &mut Rings) {
         if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::Releasing) {
-            hold.file = Some(file);
+            hold.backing = Backing::File(file);
             hold.mode = mode.unwrap_or(hold.mode);
             self.state = State::Held(hold);
         }
@@ -462,8 +477,8 @@ impl Queue {
     /// Whether the descriptor of this hold, with its lock, can go to the first who waits.
     fn can_inherit(&mut self, hold: &Hold) -> bool {
         let Some(first) = self.waiting.front() else { return false };
-        let Some(file) = &hold.file else { return false };
-        let fits = hold.range == first.wish.range
+        let Some(file) = hold.file() else { return false };
+        let fits = hold.range() == first.wish.range
             && !first.wish.opened
             && hold.origin != Origin::Opened
             && (first.wish.mode == Mode::Shared || file.is_writable());
@@ -472,14 +487,49 @@ impl Queue {
 }
 
 impl Hold {
+    /// In memory there is no file.
+    pub(crate) fn new(
+        file: Option<LockFile>,
+        range: ByteRange,
+        mode: Mode,
+        origin: Origin,
+        owners: Owners,
+    ) -> Self {
+        let backing = file.map_or(Backing::None(range), Backing::File);
+        Self { backing, mode, origin, owners }
+    }
+
+    /// The file that carries the lock; `None` in memory, and while the file is being converted.
+    pub(crate) fn file(&self) -> Option<&LockFile> {
+        match &self.backing {
+            Backing::File(file) => Some(file),
+            Backing::None(_) => None,
+        }
+    }
+
+    pub(crate) fn into_file(self) -> Option<LockFile> {
+        match self.backing {
+            Backing::File(file) => Some(file),
+            Backing::None(_) => None,
+        }
+    }
+
+    /// The bytes that are locked.
+    pub(crate) fn range(&self) -> ByteRange {
+        match &self.backing {
+            Backing::File(file) => file.range(),
+            Backing::None(range) => *range,
+        }
+    }
+
     fn join(&mut self, wish: &Wish) -> Admission {
-        if self.range != wish.range {
-            let (held, asked) = (self.range, wish.range);
+        if self.range() != wish.range {
+            let (held, asked) = (self.range(), wish.range);
             return Admission::Bad(BadRequest::OtherRange { held, asked });
         }
         // One name can mean two files where a caller hands in descriptors.
         if wish.opened || self.origin == Origin::Opened {
-            match (wish.id, &self.file) {
+            match (wish.id, self.file()) {
                 (None, _) => return Admission::WhichFile,
                 (Some(id), Some(file)) if file.id() == id => {}
                 _ => return Admission::Bad(BadRequest::OtherFile),
@@ -502,13 +552,16 @@ pub(crate) enum Care {
 }
 
 /// How many holds of one resource an owner has.
-#[derive(Clone, Copy, Debug, Default)]
-struct Count {
+#[derive(Clone, Copy, Debug)]
+struct Holds {
+    owner: OwnerId,
     leased: u32,
     kept: u32,
+    /// Where the space's list of what this owner keeps has the resource.
+    at: u32,
 }
 
-impl Count {
+impl Holds {
     fn of(&mut self, care: Care) -> &mut u32 {
         match care {
             Care::Lease => &mut self.leased,
@@ -516,7 +569,7 @@ impl Count {
         }
     }
 
-    fn total(self) -> u32 {
+    fn total(&self) -> u32 {
         self.leased + self.kept
     }
 }
@@ -529,19 +582,30 @@ pub(crate) struct TooMany;
 #[derive(Debug)]
 pub(crate) struct NoSuchHold;
 
+/// What has become of the kept holds of an owner: whoever lists them must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// It keeps the resource from now on.
+    Begins,
+    /// It does not any more; here the list has it.
+    Ends(u32),
+    /// As before.
+    Same,
+}
+
 /// The owners of a held resource, in order of id. Hardly ever more than a few.
 #[derive(Debug)]
-pub(crate) struct Owners(SmallVec<[(OwnerId, Count); 1]>);
+pub(crate) struct Owners(SmallVec<[Holds; 1]>);
 
 impl Owners {
     /// These owners, with as many kept holds each as they are named.
     #[cfg(feature = "snapshot")]
     pub(crate) fn kept(ids: &[OwnerId]) -> Self {
         let mut owners = Self(SmallVec::new());
-        for &id in ids {
-            match owners.find(id) {
-                Ok(at) => owners.0[at].1.kept += 1,
-                Err(at) => owners.0.insert(at, (id, Count { leased: 0, kept: 1 })),
+        for &owner in ids {
+            match owners.find(owner) {
+                Ok(at) => owners.0[at].kept += 1,
+                Err(at) => owners.0.insert(at, Holds { owner, leased: 0, kept: 1, at: 0 }),
             }
         }
         owners
@@ -549,49 +613,55 @@ impl Owners {
 
     /// One owner, with one hold by a lease.
     pub(crate) fn one(owner: OwnerId) -> Self {
-        Self(smallvec![(owner, Count { leased: 1, kept: 0 })])
+        Self(smallvec![Holds { owner, leased: 1, kept: 0, at: 0 }])
     }
 
     fn find(&self, owner: OwnerId) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&owner, |&(id, _)| id)
+        match &self.0[..] {
+            [one] if one.owner == owner => Ok(0),
+            many => many.binary_search_by_key(&owner, |holds| holds.owner),
+        }
     }
 
     /// One more hold of this owner, by a lease.
     fn add(&mut self, owner: OwnerId) -> Result<(), TooMany> {
         match self.find(owner) {
             Ok(at) => {
-                let count = &mut self.0[at].1;
-                if count.total() == u32::MAX {
+                let holds = &mut self.0[at];
+                if holds.total() == u32::MAX {
                     return Err(TooMany);
                 }
-                count.leased += 1;
+                holds.leased += 1;
             }
-            Err(at) => self.0.insert(at, (owner, Count { leased: 1, kept: 0 })),
+            Err(at) => self.0.insert(at, Holds { owner, leased: 1, kept: 0, at: 0 }),
         }
         Ok(())
     }
 
     /// Ends one hold of this owner.
-    pub(crate) fn remove(&mut self, owner: OwnerId, care: Care) -> Result<(), NoSuchHold> {
+    pub(crate) fn remove(&mut self, owner: OwnerId, care: Care) -> Result<Keeping, NoSuchHold> {
         let at = self.find(owner).map_err(|_| NoSuchHold)?;
-        let count = &mut self.0[at].1;
-        let of = count.of(care);
+        let holds = &mut self.0[at];
+        let of = holds.of(care);
         *of = of.checked_sub(1).ok_or(NoSuchHold)?;
-        if count.total() == 0 {
+        let ends = care == Care::Kept && holds.kept == 0;
+        let keeping = if ends { Keeping::Ends(holds.at) } else { Keeping::Same };
+        if holds.total() == 0 {
             self.0.remove(at);
         }
-        Ok(())
+        Ok(keeping)
     }
 
-    /// Ends all kept holds of this owner; tells how many.
-    pub(crate) fn remove_kept(&mut self, owner: OwnerId) -> u32 {
-        let Ok(at) = self.find(owner) else { return 0 };
-        let count = &mut self.0[at].1;
-        let kept = std::mem::take(&mut count.kept);
-        if count.total() == 0 {
+    /// Ends all kept holds of this owner; tells how many, and where the list has the resource.
+    pub(crate) fn remove_kept(&mut self, owner: OwnerId) -> Option<(u32, u32)> {
+        let at = self.find(owner).ok()?;
+        let holds = &mut self.0[at];
+        let kept = std::mem::take(&mut holds.kept);
+        let listed = holds.at;
+        if holds.total() == 0 {
             self.0.remove(at);
         }
-        kept
+        (kept > 0).then_some((kept, listed))
     }
 
     /// Moves one hold of this owner from one care into the other.
@@ -600,13 +670,24 @@ impl Owners {
         owner: OwnerId,
         from: Care,
         to: Care,
-    ) -> Result<(), NoSuchHold> {
+    ) -> Result<Keeping, NoSuchHold> {
         let at = self.find(owner).map_err(|_| NoSuchHold)?;
-        let count = &mut self.0[at].1;
-        let of = count.of(from);
+        let holds = &mut self.0[at];
+        let of = holds.of(from);
         *of = of.checked_sub(1).ok_or(NoSuchHold)?;
-        *count.of(to) += 1;
-        Ok(())
+        *holds.of(to) += 1;
+        Ok(match (to, holds.kept) {
+            (Care::Kept, 1) => Keeping::Begins,
+            (Care::Lease, 0) => Keeping::Ends(holds.at),
+            _ => Keeping::Same,
+        })
+    }
+
+    /// The list of what this owner keeps has the resource here.
+    pub(crate) fn listed_at(&mut self, owner: OwnerId, place: u32) {
+        if let Ok(at) = self.find(owner) {
+            self.0[at].at = place;
+        }
     }
 
     /// Whether this owner has a hold.
@@ -616,28 +697,23 @@ impl Owners {
 
     /// How many holds this owner has.
     pub(crate) fn count(&self, owner: OwnerId) -> u32 {
-        self.find(owner).map_or(0, |at| self.0[at].1.total())
+        self.find(owner).map_or(0, |at| self.0[at].total())
     }
 
     /// How many of them are in this care.
     pub(crate) fn count_in(&self, owner: OwnerId, care: Care) -> u32 {
-        self.find(owner).map_or(0, |at| *self.0[at].1.clone().of(care))
+        self.find(owner).map_or(0, |at| *self.0[at].clone().of(care))
     }
 
     /// All but one hold of this owner, for its refusal.
     fn others(&self, owner: OwnerId) -> Blockers {
-        let others = self.0.iter().filter(|(id, count)| *id != owner || count.total() > 1);
-        Blockers::Many(others.map(|&(id, _)| id).collect())
+        let others = self.0.iter().filter(|holds| holds.owner != owner || holds.total() > 1);
+        Blockers::Many(others.map(|holds| holds.owner).collect())
     }
 
     /// How many holds there are, of all owners.
     pub(crate) fn total(&self) -> u64 {
-        self.0.iter().map(|(_, count)| u64::from(count.total())).sum()
-    }
-
-    /// Whether this owner has a kept hold.
-    pub(crate) fn has_kept(&self, owner: OwnerId) -> bool {
-        self.find(owner).is_ok_and(|at| self.0[at].1.kept > 0)
+        self.0.iter().map(|holds| u64::from(holds.total())).sum()
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -647,18 +723,18 @@ impl Owners {
     /// For a refusal.
     pub(crate) fn blockers(&self) -> Blockers {
         match self.0[..] {
-            [(one, _)] => Blockers::One([one]),
+            [one] => Blockers::One([one.owner]),
             _ => Blockers::Many(self.ids()),
         }
     }
 
     /// Each owner once.
     pub(crate) fn ids(&self) -> Vec<OwnerId> {
-        self.0.iter().map(|&(id, _)| id).collect()
+        self.0.iter().map(|holds| holds.owner).collect()
     }
 
     /// Each owner with the number of its holds.
     pub(crate) fn counts(&self) -> BTreeMap<OwnerId, u32> {
-        self.0.iter().map(|&(id, count)| (id, count.total())).collect()
+        self.0.iter().map(|holds| (holds.owner, holds.total())).collect()
     }
 }

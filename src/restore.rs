@@ -248,7 +248,7 @@ unsafe fn adopt(spaces: Vec<Proven>) -> Vec<LockSpace> {
             });
             let owners = Owners::kept(&entry.owners);
             let ProvenEntry { name, mode, range, origin, .. } = entry;
-            (name, Hold { file, mode, range, origin, owners })
+            (name, Hold::new(file, range, mode, origin, owners))
         });
         let how = (space.range, space.file_mode);
         Inner::restored(space.process, space.place, how, space.stale, holds.collect())

@@ -245,7 +245,7 @@ pub fn carried(number: u32) -> io::Result<Vec<u8>> {
 /// What a frozen space holds, and the descriptors that it is held by.
 fn state_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> SpaceState {
     let resources = inner.with_holds(|name, hold| {
-        held.extend(hold.file.as_ref().map(LockFile::number));
+        held.extend(hold.file().map(LockFile::number));
         resource_state(name, hold)
     });
     let directory = inner.place.directory();
@@ -274,16 +274,16 @@ fn resource_state(name: &Name, hold: &Hold) -> ResourceState {
     let owners = owners.flat_map(|(id, count)| std::iter::repeat_n(id.get(), count as usize));
     let shared = if hold.mode == Mode::Shared { SHARED } else { 0 };
     let auto_created = if hold.origin == Origin::AutoCreated { AUTO_CREATED } else { 0 };
-    let id = hold.file.as_ref().map_or(FileId { dev: 0, ino: 0 }, LockFile::id);
+    let id = hold.file().map_or(FileId { dev: 0, ino: 0 }, LockFile::id);
     ResourceState {
         name: text,
         path,
-        fd: hold.file.as_ref().map_or(-1, |file| file.number().into()),
-        lock_held: hold.file.is_some(),
+        fd: hold.file().map_or(-1, |file| file.number().into()),
+        lock_held: hold.file().is_some(),
         flags: shared | auto_created,
         owners: owners.collect(),
         lockspace: Some(ResourceMore {
-            range: hold.range.into(),
+            range: hold.range().into(),
             device: id.dev,
             inode: id.ino,
             origin: hold.origin.into(),

@@ -4,17 +4,16 @@
 //! transition, makes its system calls *outside* the mutex, and ends the transition under it. So
 //! one resource never stalls another. This module knows no system call; `lock_file` makes them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::hash::BuildHasherDefault;
 use std::io;
-use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use hashbrown::HashMap;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::io::Errno;
 
@@ -27,10 +26,11 @@ use crate::holder::{self, By, Holder, Kind};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, LockFile, Refusal};
 use crate::lock_table::{FdLock, LockKind, locks_on_descriptor};
-use crate::name::{Key, KeyHasher, Keyed, Leads, Name, Naming, Place, Target, Text};
+use crate::name::{Name, Naming, Place, Target, Text};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
-use crate::resource::{Care, Claim, Hold, NoSuchHold, Origin, Resource, Rings, State};
+use crate::resource::{Care, Claim, Hold, Keeping, NoSuchHold, Origin, Resource, Rings, State};
+use crate::resources::{Resources, Slot};
 use crate::wait::{Bell, Over, Patience, Wait};
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
@@ -101,13 +101,13 @@ pub(crate) struct Inner {
 
 #[derive(Debug, Default)]
 pub(crate) struct Map {
-    pub(crate) resources: HashMap<Key, Resource, BuildHasherDefault<KeyHasher>>,
-    /// The kept holds of each owner, by the resource's serial number, so that all of an owner's
-    /// are found without a look at anybody else's.
-    kept: BTreeMap<(OwnerId, u64), Arc<Name>>,
+    pub(crate) resources: Resources,
+    /// What each owner keeps, so that all of it is found without a look at anybody else's. A
+    /// resource knows its place in the list of each owner, so that it can leave it at once.
+    kept: HashMap<OwnerId, Vec<Slot>>,
     /// The waits of each owner, to be cancelled with it.
     waits: BTreeMap<(OwnerId, u64), Arc<Bell>>,
-    next_serial: u64,
+    serial: u64,
     /// What a snapshot has put off, while there is one.
     frozen: Option<Box<Frozen>>,
 }
@@ -119,7 +119,7 @@ struct Frozen {
     #[cfg_attr(not(feature = "snapshot"), allow(dead_code, reason = "nothing freezes"))]
     snapshots: usize,
     /// Releases that happen when the last of them is dropped.
-    put_off: Vec<(Arc<Name>, OwnerId, Care)>,
+    put_off: Vec<(Slot, OwnerId, Care)>,
 }
 
 /// Says how a space is, before it is opened.
@@ -395,10 +395,11 @@ impl LockSpace {
         let (inner, text) = (self.inner(), name.as_ref());
         inner.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let mut map = inner.map.lock();
-        let (name, mode) = map
-            .hand_over(text.into(), owner, Care::Kept, Care::Lease)
+        let slot = map.resources.find(text.into()).ok_or(NoSuchHold);
+        let (slot, name, mode) = slot
+            .and_then(|slot| map.hand_over(slot, owner, Care::Kept, Care::Lease))
             .map_err(|NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() })?;
-        Ok(Lease::new(Arc::clone(inner), name, owner, mode))
+        Ok(Lease::new(Arc::clone(inner), slot, name, owner, mode))
     }
 
     /// What is held in this space now, in no order. Empty in a forked child. Makes no system
@@ -424,7 +425,7 @@ impl LockSpace {
             return Vec::new();
         }
         let map = inner.map.lock();
-        let held = map.resources.values().filter_map(|resource| {
+        let held = map.resources.iter().filter_map(|resource| {
             let hold = resource.hold()?;
             Some(Held {
                 name: resource.name.text().to_owned(),
@@ -432,7 +433,7 @@ impl LockSpace {
                 mode: hold.mode,
                 owners: hold.owners.counts(),
                 origin: hold.origin,
-                range: hold.range,
+                range: hold.range(),
             })
         });
         held.collect()
@@ -522,8 +523,10 @@ impl Inner {
         self.process.check().map_err(ChangeError::Forked)?;
         let bad = |why| ChangeError::Bad(text.to_owned(), why);
         let name = self.place.name(text).map_err(bad)?;
+        let key = Text::from(text);
         let mut map = self.map.lock();
-        while let Some(resource) = map.find(text.into()) {
+        while let Some(slot) = map.resources.find(key) {
+            let resource = map.resources.at(slot);
             let Some((held, owners)) = resource.blockers() else {
                 resource.watched = true;
                 self.settled.wait(&mut map);
@@ -532,9 +535,9 @@ impl Inner {
             let name = Arc::clone(&resource.name);
             return Err(ChangeError::Busy(Busy::inside(name, Mode::Exclusive, held, owners)));
         }
-        let transition = self.begin(map, Arc::clone(&name), State::Releasing);
+        let transition = self.begin(map, key.hash(), Arc::clone(&name), State::Releasing);
         let changed = change(&name);
-        transition.end(None);
+        transition.end();
         changed.map_err(|refusal| match refusal {
             Refusal::Contended(file) => {
                 ChangeError::Busy(self.contended(name, Mode::Exclusive, file.id()))
@@ -572,7 +575,7 @@ impl Inner {
         let mut map = self.map.lock();
         map.frozen.get_or_insert_default().snapshots += 1;
         loop {
-            let moving = map.resources.values_mut().find(|resource| resource.is_in_transition());
+            let moving = map.resources.iter_mut().find(|resource| resource.is_in_transition());
             let Some(resource) = moving else { return Ok(()) };
             if resource.is_stuck() {
                 let name = Arc::clone(&resource.name);
@@ -597,7 +600,7 @@ impl Inner {
         let map = self.map.lock();
         let mut held: Vec<_> = map
             .resources
-            .values()
+            .iter()
             .filter_map(|resource| Some((&*resource.name, resource.hold()?)))
             .collect();
         held.sort_unstable_by_key(|(name, _)| name.text());
@@ -616,12 +619,10 @@ impl Inner {
     ) -> LockSpace {
         let mut map = Map::default();
         for (name, hold) in holds {
-            let serial = map.next_serial();
-            for owner in hold.owners.ids() {
-                map.kept.insert((owner, serial), Arc::clone(&name));
-            }
-            let resource = Resource::new(Arc::clone(&name), serial, State::Held(hold));
-            map.resources.insert(Key(name), resource);
+            let owners = hold.owners.ids();
+            let hash = Text::from(name.text()).hash();
+            let slot = map.insert(hash, name, State::Held(hold));
+            owners.into_iter().for_each(|owner| map.note(slot, owner, Keeping::Begins));
         }
         let (range, file_mode) = how;
         let (map, settled, stale) = (Mutex::new(map), Condvar::new(), AtomicU64::new(stale));
@@ -643,51 +644,44 @@ impl Inner {
             // All of it before anybody else gets the mutex: who is released must not be found to
             // hold, and what is acquired from now on must not be released.
             let put_off = map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default();
-            for (name, owner, care) in put_off {
-                if let Ok(Some(hold)) = map.leave(name.key(), owner, care, &mut rings) {
-                    last.push((name, hold));
+            for (slot, owner, care) in put_off {
+                if let Ok(Some(hold)) = map.leave(slot, owner, care, &mut rings) {
+                    last.push((slot, Arc::clone(&map.resources.at(slot).name), hold));
                 }
             }
-            for resource in map.resources.values_mut() {
+            for resource in map.resources.iter_mut() {
                 resource.let_in(&mut rings);
             }
         }
         self.settled.notify_all();
         rings.ring();
-        untold(last.into_iter().filter_map(|(name, hold)| self.end(&name, hold).err()));
+        untold(last.into_iter().filter_map(|(slot, name, hold)| self.end(slot, &name, hold).err()));
     }
 
     /// Puts an absent resource into a transition that this thread alone will end.
     pub(crate) fn begin(
         &self,
         mut map: MutexGuard<'_, Map>,
+        hash: u64,
         name: Arc<Name>,
         state: State,
     ) -> Transition<'_> {
-        let serial = map.next_serial();
-        let resource = Resource::new(Arc::clone(&name), serial, state);
-        map.resources.insert(Key(Arc::clone(&name)), resource);
-        Transition::granted(self, name)
+        let slot = map.insert(hash, Arc::clone(&name), state);
+        drop(map);
+        Transition::granted(self, slot, name)
     }
 
-    /// A transition has ended, in a hold or in nothing.
-    pub(crate) fn settle(&self, name: &Name, hold: Option<Hold>) {
-        self.change_state(name, |resource, frozen, rings| match hold {
-            Some(hold) => {
-                resource.state = State::Held(hold);
-                resource.let_in(rings);
-                true
-            }
-            None => {
-                let inherited = resource.was_released();
-                resource.next(inherited, frozen, rings)
-            }
+    /// A transition has ended in nothing.
+    pub(crate) fn settle(&self, slot: Slot) {
+        self.change_state(slot, |resource, frozen, rings| {
+            let inherited = resource.was_released();
+            resource.next(inherited, frozen, rings)
         });
     }
 
     /// A conversion has ended; in the new mode, if it was granted.
-    pub(crate) fn settle_conversion(&self, name: &Name, file: LockFile, to: Mode, granted: bool) {
-        self.change_state(name, |resource, _, rings| {
+    pub(crate) fn settle_conversion(&self, slot: Slot, file: LockFile, to: Mode, granted: bool) {
+        self.change_state(slot, |resource, _, rings| {
             resource.end_conversion(file, granted.then_some(to), rings);
             true
         });
@@ -698,18 +692,21 @@ impl Inner {
     /// `change` is told whether the space is frozen.
     fn change_state(
         &self,
-        name: &Name,
+        slot: Slot,
         change: impl FnOnce(&mut Resource, bool, &mut Rings) -> bool,
     ) {
         let mut rings = Rings::default();
         let mut map = self.map.lock();
         let frozen = map.is_frozen();
-        let resource = map.find(name.key()).expect("only who ends its transition removes it");
+        // Only who ends its transition removes it.
+        let resource = map.resources.at(slot);
         let watched = std::mem::take(&mut resource.watched);
-        if !change(resource, frozen, &mut rings) {
-            map.resources.remove(&name.key() as &dyn Keyed);
-        }
+        let removed = match change(resource, frozen, &mut rings) {
+            true => None,
+            false => Some(map.resources.remove(slot)),
+        };
         drop(map);
+        drop(removed);
         if watched {
             self.settled.notify_all();
         }
@@ -717,39 +714,53 @@ impl Inner {
     }
 
     /// Gives a lease's hold into the space's care.
-    pub(crate) fn keep(&self, name: &Name, owner: OwnerId) {
+    pub(crate) fn keep(&self, slot: Slot, owner: OwnerId) {
         if self.process.is_here() {
-            let kept = self.map.lock().hand_over(name.key(), owner, Care::Lease, Care::Kept);
+            let kept = self.map.lock().hand_over(slot, owner, Care::Lease, Care::Kept);
             debug_assert!(kept.is_ok(), "a lease has its hold");
         }
     }
 
-    /// Ends one hold. The caller knows that a lease has it, or asks for a kept one.
+    /// Ends the hold of a lease.
     pub(crate) fn release(
         &self,
+        slot: Slot,
         name: &Arc<Name>,
         owner: OwnerId,
-        care: Care,
     ) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let left = self.leave(self.map.lock(), slot, owner, Care::Lease);
         let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: name.text().to_owned() };
-        let mut rings = Rings::default();
-        let left = {
-            let mut map = self.map.lock();
-            match map.frozen {
-                Some(_) => map.put_off(name, owner, care).map(|()| None),
-                None => map.leave(name.key(), owner, care, &mut rings),
-            }
-        };
-        rings.ring();
-        left.map_err(not_held)?.map_or(Ok(()), |hold| self.end(name, hold))
+        left.map_err(not_held)?.map_or(Ok(()), |hold| self.end(slot, name, hold))
     }
 
+    /// Ends a kept hold.
     fn release_by_text(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
-        let name = self.map.lock().find(text.into()).map(|resource| Arc::clone(&resource.name));
-        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
-        self.release(&name.ok_or_else(not_held)?, owner, Care::Kept)
+        let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() };
+        let mut map = self.map.lock();
+        let slot = map.resources.find(text.into()).ok_or(NoSuchHold).map_err(not_held)?;
+        let name = Arc::clone(&map.resources.at(slot).name);
+        let left = self.leave(map, slot, owner, Care::Kept);
+        left.map_err(not_held)?.map_or(Ok(()), |hold| self.end(slot, &name, hold))
+    }
+
+    /// Ends one hold, or puts that off while the space is frozen. What comes back is to be ended.
+    fn leave(
+        &self,
+        mut map: MutexGuard<'_, Map>,
+        slot: Slot,
+        owner: OwnerId,
+        care: Care,
+    ) -> Result<Option<Hold>, NoSuchHold> {
+        let mut rings = Rings::default();
+        let left = match map.frozen {
+            Some(_) => map.put_off(slot, owner, care).map(|()| None),
+            None => map.leave(slot, owner, care, &mut rings),
+        };
+        drop(map);
+        rings.ring();
+        left
     }
 
     /// Ends all kept holds, of one owner or of every one. One resource after the other: if the
@@ -767,34 +778,33 @@ impl Inner {
             bell.cancel();
         }
         let mut leftovers = Vec::new();
-        for (key, name) in kept {
+        for kept in kept {
             let mut rings = Rings::default();
-            let (left, last) = self.map.lock().leave_kept(key, &name, &mut rings);
+            let (left, last) = self.map.lock().leave_kept(kept, &mut rings);
             rings.ring();
             holds += left;
-            leftovers.extend(last.and_then(|hold| self.end(&name, hold).err()));
+            leftovers.extend(last.and_then(|(name, hold)| self.end(kept.slot, &name, hold).err()));
         }
         Released { holds, leftovers }
     }
 
     /// Makes the system calls of a release, after the last owner has left.
-    fn end(&self, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
-        let transition = Transition::granted(self, Arc::clone(name));
+    fn end(&self, slot: Slot, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
+        let transition = Ending { inner: self, slot };
         let unlink = acquire::unlink_of(hold.origin, hold.mode);
-        let released = hold.file.map_or(Ok(()), |file| file.release(name, unlink));
-        transition.end(None);
+        let released = hold.into_file().map_or(Ok(()), |file| file.release(name, unlink));
+        drop(transition);
         let name = || name.text().to_owned();
         released.map_err(|source| ReleaseError::Leftover { name: name(), source })
     }
 
-    pub(crate) fn verify(&self, name: &Name) -> Result<(), VerifyError> {
+    pub(crate) fn verify(&self, slot: Slot, name: &Name) -> Result<(), VerifyError> {
         self.process.check().map_err(|creator| VerifyError::Forked { creator })?;
         let seen = {
             let mut map = self.map.lock();
-            let hold = map.find(name.key()).and_then(|resource| resource.hold());
-            hold.and_then(|hold| {
-                let file = hold.file.as_ref()?;
-                Some((file.id(), file.number(), hold.mode, hold.range))
+            map.resources.at(slot).hold().and_then(|hold| {
+                let file = hold.file()?;
+                Some((file.id(), file.number(), hold.mode, hold.range()))
             })
         };
         // In memory nothing can be lost.
@@ -821,11 +831,11 @@ impl Inner {
         let (inside, ours) = {
             let mut map = self.map.lock();
             let hold = map.find(text.into()).and_then(|resource| resource.hold());
-            let file = hold.and_then(|hold| hold.file.as_ref()).map(|f| (f.id(), f.number()));
+            let file = hold.and_then(Hold::file).map(|file| (file.id(), file.number()));
             let inside = hold.map(|hold| Holder {
                 mode: hold.mode,
                 kind: Kind::Ofd,
-                range: hold.range,
+                range: hold.range(),
                 by: By::Owners(hold.owners.ids()),
             });
             (inside, file)
@@ -838,9 +848,9 @@ impl Inner {
             (None, Some((fd, _))) => holder::holders_of_descriptor(fd, &[]),
             (None, None) => {
                 let name = self.place.name(text).map_err(bad)?;
-                match name.leads() {
-                    Leads::Nowhere => Ok(Vec::new()),
-                    _ => holder::holders_at(name.path(), &[]),
+                match name.leads_nowhere() {
+                    true => Ok(Vec::new()),
+                    false => holder::holders_at(name.path(), &[]),
                 }
             }
         };
@@ -858,15 +868,26 @@ impl Inner {
 
 /// A transition of one resource, which the thread that has this ends; also by a panic.
 pub(crate) struct Transition<'a> {
-    inner: &'a Inner,
+    ending: Ending<'a>,
     pub(crate) name: Arc<Name>,
-    ended: bool,
+}
+
+/// Ends a transition in nothing, when it is dropped.
+struct Ending<'a> {
+    inner: &'a Inner,
+    slot: Slot,
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.inner.settle(self.slot);
+    }
 }
 
 impl<'a> Transition<'a> {
     /// The map has given it to this thread.
-    pub(crate) fn granted(inner: &'a Inner, name: Arc<Name>) -> Self {
-        Self { inner, name, ended: false }
+    pub(crate) fn granted(inner: &'a Inner, slot: Slot, name: Arc<Name>) -> Self {
+        Self { ending: Ending { inner, slot }, name }
     }
 
     /// The map has handed it on to this thread. Whoever had it before may have meant a file by its
@@ -877,31 +898,43 @@ impl<'a> Transition<'a> {
     /// Those of `make`; the transition has ended then.
     pub(crate) fn inherited<E>(
         inner: &'a Inner,
-        name: Arc<Name>,
+        slot: Slot,
         opened: bool,
         make: impl FnOnce() -> Result<Arc<Name>, E>,
     ) -> Result<Self, E> {
-        let mut transition = Self::granted(inner, name);
-        if let Some(resource) = inner.map.lock().find(transition.name.key()) {
-            transition.name = Arc::clone(&resource.name);
-        }
+        let name = Arc::clone(&inner.map.lock().resources.at(slot).name);
+        let mut transition = Self::granted(inner, slot, name);
         if opened || transition.name.is_of_opened() {
             transition.name = make()?;
-            if let Some(resource) = inner.map.lock().find(transition.name.key()) {
-                resource.name = Arc::clone(&transition.name);
-            }
+            inner.map.lock().resources.at(slot).name = Arc::clone(&transition.name);
         }
         Ok(transition)
     }
 
-    pub(crate) fn end(mut self, hold: Option<Hold>) {
-        self.ended = true;
-        self.inner.settle(&self.name, hold);
+    pub(crate) fn slot(&self) -> Slot {
+        self.ending.slot
+    }
+
+    /// It ends in nothing.
+    pub(crate) fn end(self) -> Arc<Name> {
+        self.name
+    }
+
+    /// It ends in a hold.
+    pub(crate) fn end_in(self, hold: Hold) -> Arc<Name> {
+        let Self { ending, name } = self;
+        ending.inner.change_state(ending.slot, |resource, _, rings| {
+            resource.state = State::Held(hold);
+            resource.let_in(rings);
+            true
+        });
+        std::mem::forget(ending);
+        name
     }
 
     /// What is in the way is outside of this space: tries need not wait for this to end.
     pub(crate) fn await_others(&self) {
-        self.inner.change_state(&self.name, |resource, _, _| {
+        self.ending.inner.change_state(self.ending.slot, |resource, _, _| {
             if let State::Acquiring(claim) = resource.state {
                 resource.state = State::Awaited(claim);
             }
@@ -911,13 +944,12 @@ impl<'a> Transition<'a> {
 
     /// System calls are made again, unless the space is frozen until the wait is over.
     pub(crate) fn acquire_again(&self, patience: &Patience) -> Result<(), Over> {
-        let mut map = self.inner.map.lock();
-        while let Some(Resource { state: State::Awaited(claim), .. }) = map.find(self.name.key()) {
-            let claim = *claim;
+        let mut map = self.ending.inner.map.lock();
+        while let State::Awaited(claim) = map.resources.at(self.ending.slot).state {
             if map.is_frozen() {
-                self.inner.wait_for_change(&mut map, patience)?;
-            } else if let Some(resource) = map.find(self.name.key()) {
-                resource.state = State::Acquiring(claim);
+                self.ending.inner.wait_for_change(&mut map, patience)?;
+            } else {
+                map.resources.at(self.ending.slot).state = State::Acquiring(claim);
             }
         }
         Ok(())
@@ -925,7 +957,7 @@ impl<'a> Transition<'a> {
 
     /// Nobody waits for it any more. A helper ends it, when the file system answers.
     pub(crate) fn leave_stuck(&self) {
-        self.inner.change_state(&self.name, |resource, _, _| {
+        self.ending.inner.change_state(self.ending.slot, |resource, _, _| {
             if let State::Acquiring(claim) | State::Awaited(claim) = resource.state {
                 let stuck_since = Some(Instant::now());
                 resource.state = State::Acquiring(Claim { stuck_since, ..claim });
@@ -935,27 +967,34 @@ impl<'a> Transition<'a> {
     }
 
     /// It is another thread's to end.
-    pub(crate) fn give_away(mut self) {
-        self.ended = true;
+    pub(crate) fn give_away(self) {
+        std::mem::forget(self.ending);
     }
 }
 
-impl Drop for Transition<'_> {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.inner.settle(&self.name, None);
-        }
-    }
+/// One of the resources that an owner keeps.
+#[derive(Clone, Copy)]
+struct Kept {
+    owner: OwnerId,
+    slot: Slot,
+    /// Of the resource: another one may be in the slot later.
+    serial: u32,
 }
 
 impl Map {
     pub(crate) fn find(&mut self, text: Text<'_>) -> Option<&mut Resource> {
-        self.resources.get_mut(&text as &dyn Keyed)
+        self.resources.find(text).map(|slot| self.resources.at(slot))
+    }
+
+    fn insert(&mut self, hash: u64, name: Arc<Name>, state: State) -> Slot {
+        // Cut: it only has to differ from those that were in the slot lately.
+        let serial = self.next_serial() as u32;
+        self.resources.insert(hash, Resource::new(name, serial, state))
     }
 
     fn next_serial(&mut self) -> u64 {
-        self.next_serial += 1;
-        self.next_serial
+        self.serial += 1;
+        self.serial
     }
 
     pub(crate) fn begin_wait(&mut self, owner: OwnerId, bell: &Arc<Bell>) -> u64 {
@@ -969,9 +1008,9 @@ impl Map {
     }
 
     /// Lets those at the head of a resource's queue join what is held, unless it is frozen.
-    pub(crate) fn let_in(&mut self, name: &Name, rings: &mut Rings) {
+    pub(crate) fn let_in(&mut self, slot: Slot, rings: &mut Rings) {
         if !self.is_frozen()
-            && let Some(resource) = self.find(name.key())
+            && let Some(resource) = self.resources.get(slot)
         {
             resource.let_in(rings);
         }
@@ -987,70 +1026,102 @@ impl Map {
     /// releasing, and the caller must end the hold.
     fn leave(
         &mut self,
-        text: Text<'_>,
+        slot: Slot,
         owner: OwnerId,
         care: Care,
         rings: &mut Rings,
     ) -> Result<Option<Hold>, NoSuchHold> {
-        let resource = self.resources.get_mut(&text as &dyn Keyed).ok_or(NoSuchHold)?;
+        let resource = self.resources.at(slot);
         let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
-        hold.owners.remove(owner, care)?;
-        if care == Care::Kept && !hold.owners.has_kept(owner) {
-            self.kept.remove(&(owner, resource.serial));
+        let keeping = hold.owners.remove(owner, care)?;
+        let left = resource.left(rings);
+        self.note(slot, owner, keeping);
+        Ok(left)
+    }
+
+    /// Keeps the list of what an owner keeps.
+    fn note(&mut self, slot: Slot, owner: OwnerId, keeping: Keeping) {
+        match keeping {
+            Keeping::Same => {}
+            Keeping::Begins => {
+                let list = self.kept.entry(owner).or_default();
+                // As many as there are slots, at most.
+                let at = list.len() as u32;
+                list.push(slot);
+                self.listed_at(slot, owner, at);
+            }
+            Keeping::Ends(at) => {
+                let Some(list) = self.kept.get_mut(&owner) else { return };
+                list.swap_remove(at as usize);
+                match list.get(at as usize) {
+                    Some(&moved) => self.listed_at(moved, owner, at),
+                    None if list.is_empty() => drop(self.kept.remove(&owner)),
+                    None => {}
+                }
+            }
         }
-        Ok(resource.left(rings))
     }
 
-    /// The kept holds of one owner, or of every one.
-    fn kept_of(&self, owner: Option<OwnerId>) -> Vec<((OwnerId, u64), Arc<Name>)> {
-        let all = (Bound::Unbounded, Bound::Unbounded);
-        let range = owner
-            .map_or(all, |owner| (Bound::Included((owner, 0)), Bound::Included((owner, u64::MAX))));
-        self.kept.range(range).map(|(&key, name)| (key, Arc::clone(name))).collect()
+    fn listed_at(&mut self, slot: Slot, owner: OwnerId, at: u32) {
+        if let State::Held(hold) | State::Converting(hold) = &mut self.resources.at(slot).state {
+            hold.owners.listed_at(owner, at);
+        }
     }
 
-    /// Ends all kept holds that an owner has of one resource, told by its serial number: how many
-    /// there were, and the hold to end if they were the last ones.
-    fn leave_kept(
-        &mut self,
-        key: (OwnerId, u64),
-        name: &Arc<Name>,
-        rings: &mut Rings,
-    ) -> (usize, Option<Hold>) {
-        if self.is_frozen() {
+    /// What one owner keeps, or every one.
+    fn kept_of(&mut self, owner: Option<OwnerId>) -> Vec<Kept> {
+        let all: Vec<(OwnerId, &Vec<Slot>)> = match owner {
+            Some(owner) => self.kept.get(&owner).map(|list| (owner, list)).into_iter().collect(),
+            None => self.kept.iter().map(|(&owner, list)| (owner, list)).collect(),
+        };
+        let resources = &mut self.resources;
+        let mut kept = Vec::with_capacity(all.iter().map(|(_, list)| list.len()).sum());
+        for (owner, list) in all {
+            kept.extend(list.iter().map(|&slot| {
+                let serial = resources.at(slot).serial;
+                Kept { owner, slot, serial }
+            }));
+        }
+        kept
+    }
+
+    /// Ends all kept holds that an owner has of one resource: how many there were, and the hold to
+    /// end if they were the last ones.
+    fn leave_kept(&mut self, kept: Kept, rings: &mut Rings) -> (usize, Option<(Arc<Name>, Hold)>) {
+        let Kept { owner, slot, serial } = kept;
+        // Somebody else may have ended them meanwhile.
+        let resource = self.resources.get(slot).filter(|resource| resource.serial == serial);
+        let Some(resource) = resource else { return (0, None) };
+        if self.frozen.is_some() {
             // Since it was looked up. It is put off like the others.
             let mut holds = 0;
-            while self.put_off(name, key.0, Care::Kept).is_ok() {
+            while self.put_off(slot, owner, Care::Kept).is_ok() {
                 holds += 1;
             }
             return (holds, None);
         }
-        // Somebody else may have ended them meanwhile.
-        if self.kept.remove(&key).is_none() {
-            return (0, None);
-        }
-        let Some(resource) = self.find(name.key()) else { return (0, None) };
         let State::Held(hold) = &mut resource.state else { return (0, None) };
-        let holds = hold.owners.remove_kept(key.0) as usize;
-        (holds, resource.left(rings))
+        let Some((holds, at)) = hold.owners.remove_kept(owner) else { return (0, None) };
+        let last = resource.left(rings).map(|hold| (Arc::clone(&resource.name), hold));
+        self.note(slot, owner, Keeping::Ends(at));
+        (holds as usize, last)
     }
 
     /// A release while the space is frozen: it is put off.
-    fn put_off(&mut self, name: &Arc<Name>, owner: OwnerId, care: Care) -> Result<(), NoSuchHold> {
-        if self.left_after_thaw(name.key(), owner, care) == 0 {
+    fn put_off(&mut self, slot: Slot, owner: OwnerId, care: Care) -> Result<(), NoSuchHold> {
+        if self.left_after_thaw(slot, owner, care) == 0 {
             return Err(NoSuchHold);
         }
         let frozen = self.frozen.get_or_insert_default();
-        frozen.put_off.push((Arc::clone(name), owner, care));
+        frozen.put_off.push((slot, owner, care));
         Ok(())
     }
 
     /// The same for all kept holds, of one owner or of every one; tells how many.
     fn put_off_kept(&mut self, owner: Option<OwnerId>) -> usize {
-        let kept = self.kept_of(owner);
         let mut holds = 0;
-        for ((owner, _), name) in kept {
-            while self.put_off(&name, owner, Care::Kept).is_ok() {
+        for Kept { owner, slot, .. } in self.kept_of(owner) {
+            while self.put_off(slot, owner, Care::Kept).is_ok() {
                 holds += 1;
             }
         }
@@ -1058,16 +1129,11 @@ impl Map {
     }
 
     /// How many holds an owner will have once everything that was put off has happened.
-    fn left_after_thaw(&mut self, text: Text<'_>, owner: OwnerId, care: Care) -> usize {
-        let Some(hold) = self.resources.get(&text as &dyn Keyed).and_then(Resource::hold) else {
-            return 0;
-        };
+    fn left_after_thaw(&mut self, slot: Slot, owner: OwnerId, care: Care) -> usize {
+        let Some(hold) = self.resources.at(slot).hold() else { return 0 };
         let now = hold.owners.count_in(owner, care) as usize;
         let put_off = self.frozen.iter().flat_map(|frozen| &frozen.put_off);
-        let same = |put_off: &&(Arc<Name>, OwnerId, Care)| {
-            put_off.0.text() == &*text && put_off.1 == owner && put_off.2 == care
-        };
-        now - put_off.filter(same).count()
+        now - put_off.filter(|put_off| **put_off == (slot, owner, care)).count()
     }
 
     pub(crate) fn is_frozen(&self) -> bool {
@@ -1077,25 +1143,21 @@ impl Map {
     /// Moves one hold of an owner from one care into the other.
     fn hand_over(
         &mut self,
-        text: Text<'_>,
+        slot: Slot,
         owner: OwnerId,
         from: Care,
         to: Care,
-    ) -> Result<(Arc<Name>, Mode), NoSuchHold> {
-        if self.is_frozen() && self.left_after_thaw(text, owner, from) == 0 {
+    ) -> Result<(Slot, Arc<Name>, Mode), NoSuchHold> {
+        if self.is_frozen() && self.left_after_thaw(slot, owner, from) == 0 {
             return Err(NoSuchHold);
         }
-        let resource = self.resources.get_mut(&text as &dyn Keyed).ok_or(NoSuchHold)?;
+        let resource = self.resources.at(slot);
         let (State::Held(hold) | State::Converting(hold)) = &mut resource.state else {
             return Err(NoSuchHold);
         };
-        hold.owners.hand_over(owner, from, to)?;
-        let key = (owner, resource.serial);
-        if hold.owners.has_kept(owner) {
-            self.kept.entry(key).or_insert_with(|| Arc::clone(&resource.name));
-        } else {
-            self.kept.remove(&key);
-        }
-        Ok((Arc::clone(&resource.name), hold.mode))
+        let keeping = hold.owners.hand_over(owner, from, to)?;
+        let (name, mode) = (Arc::clone(&resource.name), hold.mode);
+        self.note(slot, owner, keeping);
+        Ok((slot, name, mode))
     }
 }

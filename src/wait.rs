@@ -68,6 +68,11 @@ impl Wait {
         Self { limit: Limit::Until(moment), cancel: None }
     }
 
+    /// Whether it is [`NO`](Self::NO).
+    pub(crate) fn is_no(&self) -> bool {
+        self.limit == Limit::No && self.cancel.is_none()
+    }
+
     /// The same, unless it is cancelled before.
     pub fn unless(self, cancel: &Cancel) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }

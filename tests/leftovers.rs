@@ -13,6 +13,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use common::forked::{self, Kind, Lock, fork, is_free_for_others};
 use common::interop::skip_or_fail;
@@ -25,6 +26,8 @@ use tempfile::TempDir;
 
 const OWNER: OwnerId = OwnerId::new(1);
 const OTHER: OwnerId = OwnerId::new(2);
+/// What takes longer hangs.
+const LONG: Duration = Duration::from_secs(60);
 
 fn space_in(dir: &Path) -> LockSpace {
     LockSpace::open(Naming::verbatim(dir)).unwrap()
@@ -241,6 +244,46 @@ fn a_directory_renamed_away_and_made_anew_is_found_out() {
     fs::remove_dir_all(&path).unwrap();
     fs::rename(&away, &path).unwrap();
     hold(&space, "new").release().unwrap();
+}
+
+#[test]
+fn a_directory_that_moves_in_a_burst_is_followed_until_it_is_found_out() {
+    let root = TempDir::new().unwrap();
+    let [path, away] = ["locks", "away"].map(|name| root.path().join(name));
+    let space = space_in(&path);
+    space.create("free").unwrap();
+    // As fast as acquires come, not each looks where the directory's path leads.
+    let acquire = || space.acquire(OWNER, Request::exclusive("free"), Wait::NO);
+    (0..1000).for_each(|_| drop(acquire().unwrap()));
+    fs::rename(&path, &away).unwrap();
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("free"), "").unwrap();
+    let started = Instant::now();
+    loop {
+        // What is made there is removed there.
+        match space.acquire(OTHER, made(Mode::Exclusive, "made"), Wait::NO) {
+            Ok(lease) => {
+                assert_eq!(names_in(&path), ["free", "made"]);
+                lease.release().unwrap();
+                assert_eq!(names_in(&path), ["free"]);
+            }
+            Err(AcquireError::Moved { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        match acquire() {
+            // Then it has locked what everybody else finds there now.
+            Ok(lease) => {
+                assert!(!is_free_for_others(&path.join("free")));
+                assert!(is_free_for_others(&away.join("free")));
+                lease.verify().unwrap();
+            }
+            Err(AcquireError::Moved { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(started.elapsed() < LONG, "it is never found out");
+    }
+    assert_all_moved(&space, &path, &["free", "new"]);
+    assert_eq!([names_in(&path), names_in(&away)], [["free"], ["free"]]);
 }
 
 #[test]

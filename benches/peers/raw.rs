@@ -16,18 +16,19 @@ pub(crate) enum Way {
     Assembly,
 }
 
-type Id = (u64, u64);
+/// Device, inode, and how many names there are.
+type Id = (u64, u64, u64);
 
-/// Stat, open, lock, check, unlock, close: one cycle on a file that is there, in a directory.
-pub(crate) fn in_directory(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) {
-    let fd = open(way, dir, file, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
-    let id = fstat(way, fd.as_fd());
+/// Open, lock, look whether it still has its name, unlock, close: one cycle on a file that is there, in
+/// a directory, as in a burst.
+pub(crate) fn in_directory(way: Way, path: &CStr) {
+    let fd = open(way, CWD, path, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    assert_eq!(stat(way, path, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    assert_eq!(fstat(way, fd.as_fd()).2, 1);
     end(way, fd);
 }
 
-/// The same on the path of an image.
+/// Look, open, lock, compare, unlock, close: the same on the path of an image.
 pub(crate) fn direct(way: Way, path: &CStr) {
     stat(way, path, AtFlags::empty()).expect("stat");
     let fd = open(way, CWD, path, OFlags::RDWR, 0).expect("open");
@@ -39,12 +40,10 @@ pub(crate) fn direct(way: Way, path: &CStr) {
 
 /// Create, lock, check, unlink.
 pub(crate) fn auto_create(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) {
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW;
-    assert!(open(way, dir, file, flags, 0).is_none());
-    let fd = open(way, dir, file, flags | OFlags::CREATE | OFlags::EXCL, 0o600).expect("create");
-    let id = fstat(way, fd.as_fd());
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
+    let fd = open(way, CWD, path, flags, 0o600).expect("create");
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    assert_eq!(stat(way, path, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    let id = fstat(way, fd.as_fd());
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, i64::MAX));
     assert_eq!(stat_at(way, dir, file, AtFlags::SYMLINK_NOFOLLOW), Some(id));
     unlink(way, dir, file);
@@ -85,13 +84,13 @@ fn open(way: Way, dir: BorrowedFd<'_>, file: &CStr, more: OFlags, mode: u32) -> 
 fn fstat(way: Way, fd: BorrowedFd<'_>) -> Id {
     if way != Way::Libc {
         let stat = rustix::fs::fstat(fd).expect("fstat");
-        return (stat.st_dev as u64, stat.st_ino as u64);
+        return (stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64);
     }
     // SAFETY: zeros are a valid `stat`, and the call writes nothing else.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         assert_eq!(libc::fstat(fd.as_raw_fd(), &raw mut stat), 0);
-        (stat.st_dev as u64, stat.st_ino as u64)
+        (stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64)
     }
 }
 
@@ -103,14 +102,14 @@ fn stat(way: Way, path: &CStr, flags: AtFlags) -> Option<Id> {
 fn stat_at(way: Way, dir: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Option<Id> {
     if way != Way::Libc {
         let stat = rustix::fs::statat(dir, path, flags).ok()?;
-        return Some((stat.st_dev as u64, stat.st_ino as u64));
+        return Some((stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64));
     }
     let flags = flags.bits() as libc::c_int;
     // SAFETY: the string ends with a NUL; zeros are a valid `stat`, and the call writes it only.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         let result = libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &raw mut stat, flags);
-        (result == 0).then_some((stat.st_dev as u64, stat.st_ino as u64))
+        (result == 0).then_some((stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64))
     }
 }
 

@@ -113,11 +113,10 @@ pub(crate) fn in_directory(place: &Place) -> Work {
     }
     for (name, way) in RAW {
         let (theirs, file) = one_file(place);
-        let (directory, path) = (open_directory(theirs.path()), c(theirs.path().join(&file)));
-        let file = c(file);
+        let path = c(theirs.path().join(file));
         contenders.push(contender(name, move || {
             let _keep = &theirs;
-            raw::in_directory(way, directory.as_fd(), &file, &path);
+            raw::in_directory(way, &path);
         }));
     }
     contenders.extend(others(place));
@@ -589,11 +588,9 @@ pub(crate) fn threads(place: &Place) -> Work {
         }
         let directory = place.fresh();
         make_files(directory.path(), most);
-        let fd = Arc::new(open_directory(directory.path()));
         contenders.push(in_threads(format!("{FLOOR} {count}"), count, move |number| {
-            let (name, path) = (c(name(number)), c(directory.path().join(name(number))));
-            let fd = Arc::clone(&fd);
-            Box::new(move || raw::in_directory(Way::Assembly, fd.as_fd(), &name, &path))
+            let path = c(directory.path().join(name(number)));
+            Box::new(move || raw::in_directory(Way::Assembly, &path))
         }));
     }
     Work { title: "threads on different resources", contenders, ops: 400 }
