@@ -3,6 +3,10 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 
 /// How the calls are issued.
@@ -19,35 +23,72 @@ pub(crate) enum Way {
 /// Device, inode, and how many names there are.
 type Id = (u64, u64, u64);
 
-/// Open, lock, look whether it still has its name, unlock, close: one cycle on a file that is there, in
-/// a directory, as in a burst.
-pub(crate) fn in_directory(way: Way, path: &CStr) {
+/// Open, lock, look whether it still has its name: a file that is there, in a directory, as in a burst.
+pub(crate) fn in_directory(way: Way, path: &CStr) -> OwnedFd {
     let fd = open(way, CWD, path, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
     assert_eq!(fstat(way, fd.as_fd()).2, 1);
-    end(way, fd);
+    fd
 }
 
-/// Look, open, lock, compare, unlock, close: the same on the path of an image.
-pub(crate) fn direct(way: Way, path: &CStr) {
+/// Look, open, lock, compare: the path of an image.
+pub(crate) fn direct(way: Way, path: &CStr) -> OwnedFd {
     stat(way, path, AtFlags::empty()).expect("stat");
     let fd = open(way, CWD, path, OFlags::RDWR, 0).expect("open");
     let id = fstat(way, fd.as_fd());
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
     assert_eq!(stat(way, path, AtFlags::empty()), Some(id));
-    end(way, fd);
+    fd
 }
 
-/// Create, lock, check, unlink.
-pub(crate) fn auto_create(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) {
+/// Create, lock, look whether it still has its name, as in a burst.
+pub(crate) fn created(way: Way, path: &CStr) -> OwnedFd {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
     let fd = open(way, CWD, path, flags, 0o600).expect("create");
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    let id = fstat(way, fd.as_fd());
+    assert_eq!(fstat(way, fd.as_fd()).2, 1);
+    fd
+}
+
+/// Lock all of it, compare, unlink, unlock, close.
+pub(crate) fn remove(way: Way, dir: BorrowedFd<'_>, file: &CStr, fd: OwnedFd) {
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, i64::MAX));
-    assert_eq!(stat_at(way, dir, file, AtFlags::SYMLINK_NOFOLLOW), Some(id));
+    stat_at(way, dir, file, AtFlags::SYMLINK_NOFOLLOW).expect("stat");
     unlink(way, dir, file);
     end(way, fd);
+}
+
+/// The least that a lockspace writes down around those calls: which resource is being acquired, held
+/// or released, found by its name, under one mutex that no system call is made under. No owner, no
+/// mode, no waiter, no error.
+#[derive(Default)]
+pub(crate) struct Registry(Mutex<HashMap<Arc<[u8]>, State>>);
+
+enum State {
+    Acquiring,
+    Held(OwnedFd),
+    Releasing,
+}
+
+impl Registry {
+    pub(crate) fn cycle(
+        &self,
+        name: &[u8],
+        begin: impl FnOnce() -> OwnedFd,
+        end: impl FnOnce(OwnedFd),
+    ) {
+        let name: Arc<[u8]> = name.into();
+        assert!(self.0.lock().insert(Arc::clone(&name), State::Acquiring).is_none());
+        let fd = begin();
+        *self.0.lock().get_mut(&name).expect("it is there") = State::Held(fd);
+        let fd = match self.0.lock().get_mut(&name).map(|s| std::mem::replace(s, State::Releasing))
+        {
+            Some(State::Held(fd)) => fd,
+            _ => unreachable!("it is held"),
+        };
+        end(fd);
+        self.0.lock().remove(&name);
+    }
 }
 
 /// Opens and locks.

@@ -15,11 +15,13 @@ use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
 use tempfile::TempDir;
 
 use crate::libvirt::{AUTO_CREATE, Libvirt, LibvirtSpace, SHARED};
-use crate::raw::{self, Way};
+use crate::raw::{self, Registry, Way};
 
 pub(crate) const OURS: &str = "ours";
 pub(crate) const LIBVIRT: &str = "libvirt";
 pub(crate) const FLOOR: &str = "raw";
+/// The floor with the least bookkeeping: what no lockspace can be faster than.
+pub(crate) const BOUND: &str = "raw in a map";
 
 const ONE: OwnerId = OwnerId::new(1);
 const TWO: OwnerId = OwnerId::new(2);
@@ -116,11 +118,18 @@ pub(crate) fn in_directory(place: &Place) -> Work {
         let path = c(theirs.path().join(file));
         contenders.push(contender(name, move || {
             let _keep = &theirs;
-            raw::in_directory(way, &path);
+            raw::end(way, raw::in_directory(way, &path));
         }));
     }
+    let (theirs, file) = one_file(place);
+    let (path, registry) = (c(theirs.path().join(&file)), Registry::default());
+    contenders.push(contender(BOUND, move || {
+        let _keep = &theirs;
+        let begin = || raw::in_directory(Way::Assembly, &path);
+        registry.cycle(file.as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
+    }));
     contenders.extend(others(place));
-    Work { title: "acquire and release in a directory", contenders, ops: 100 }
+    Work { title: "acquire and release in a directory", contenders, ops: 400 }
 }
 
 /// The same where this crate makes the file's name from the resource's, and libvirt's caller has.
@@ -165,11 +174,18 @@ pub(crate) fn direct(place: &Place) -> Work {
         let path = c(theirs.path().join(file));
         contenders.push(contender(name, move || {
             let _keep = &theirs;
-            raw::direct(way, &path);
+            raw::end(way, raw::direct(way, &path));
         }));
     }
+    let (theirs, file) = one_file(place);
+    let (path, registry) = (c(theirs.path().join(file)), Registry::default());
+    contenders.push(contender(BOUND, move || {
+        let _keep = &theirs;
+        let begin = || raw::direct(Way::Assembly, &path);
+        registry.cycle(path.as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
+    }));
     contenders.extend(others(place));
-    Work { title: "acquire and release on a direct path", contenders, ops: 100 }
+    Work { title: "acquire and release on a direct path", contenders, ops: 400 }
 }
 
 const RAW: [(&str, Way); 3] =
@@ -270,9 +286,18 @@ pub(crate) fn auto_create(place: &Place) -> Work {
         let (fd, file) = (open_directory(directory.path()), c(&file));
         contenders.push(contender(name, move || {
             let _keep = &directory;
-            raw::auto_create(way, fd.as_fd(), &file, &path);
+            raw::remove(way, fd.as_fd(), &file, raw::created(way, &path));
         }));
     }
+    let directory = place.fresh();
+    let (path, registry) = (c(directory.path().join(&file)), Registry::default());
+    let (fd, name) = (open_directory(directory.path()), c(&file));
+    contenders.push(contender(BOUND, move || {
+        let _keep = &directory;
+        let begin = || raw::created(Way::Assembly, &path);
+        let end = |file| raw::remove(Way::Assembly, fd.as_fd(), &name, file);
+        registry.cycle(name.as_bytes(), begin, end);
+    }));
     let directory = place.fresh();
     let path = directory.path().join(&file);
     contenders.push(contender("std", move || {
@@ -282,7 +307,7 @@ pub(crate) fn auto_create(place: &Place) -> Work {
         file.try_lock().expect("lock");
         std::fs::remove_file(&path).expect("unlink");
     }));
-    Work { title: "auto-create and unlink", contenders, ops: 20 }
+    Work { title: "auto-create and unlink", contenders, ops: 100 }
 }
 
 /// A try meets what this process holds.
@@ -590,7 +615,7 @@ pub(crate) fn threads(place: &Place) -> Work {
         make_files(directory.path(), most);
         contenders.push(in_threads(format!("{FLOOR} {count}"), count, move |number| {
             let path = c(directory.path().join(name(number)));
-            Box::new(move || raw::in_directory(Way::Assembly, &path))
+            Box::new(move || raw::end(Way::Assembly, raw::in_directory(Way::Assembly, &path)))
         }));
     }
     Work { title: "threads on different resources", contenders, ops: 400 }
