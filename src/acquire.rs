@@ -22,7 +22,7 @@ use crate::error::{AcquireError, BadRequest, Busy, IoError};
 use crate::helper::{Lane, Late};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
-use crate::name::{Leads, Means, Name, Place, Target, Text};
+use crate::name::{Means, Name, Place, Target, Text};
 use crate::request::{Mode, OwnerId, Request, Terms};
 use crate::resource::{
     ANSWER, Admission, Conversion, Grant, Hold, Inherited, Origin, Owners, Resource, Rings, State,
@@ -677,11 +677,11 @@ impl Inner {
     }
 
     fn lane(&self, name: &Name, wanted: &Wanted<'_>) -> Lane {
-        match (wanted.opened, name.leads()) {
+        match (wanted.opened, name.directory()) {
             (Some((fd, _)), _) => Lane::Mount(lock_file::mount_of(fd)),
-            (None, Leads::In(directory, _)) => Lane::Device(directory.device()),
-            (None, Leads::To(path)) => lane_of_path(path),
-            (None, Leads::Nowhere) => Lane::Device(0),
+            (None, Some(directory)) => Lane::Device(directory.device()),
+            (None, None) if name.is_path() => lane_of_path(Path::new(name.text())),
+            (None, None) => Lane::Device(0),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The directory of a space's lock files: held open, and known by its path.
 
-use std::ffi::{CStr, CString};
+use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, Stat};
+use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -41,6 +41,8 @@ impl From<&Stat> for FileId {
 pub(crate) struct Directory {
     fd: OwnedFd,
     path: PathBuf,
+    /// The same with a slash at its end.
+    prefix: OsString,
     id: FileId,
     local: bool,
     /// In which tick the last looks at the path were, and in the lowest byte how many.
@@ -96,7 +98,11 @@ impl Directory {
         let fd = fd.map_err(|errno| failed("openat")(errno.into()))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?;
         let (id, local) = (FileId::from(&stat), is_local(&fd));
-        Ok(Self { fd, path: absolute, id, local, looks: AtomicU64::new(0) })
+        let mut prefix = absolute.clone().into_os_string();
+        if !prefix.as_bytes().ends_with(b"/") {
+            prefix.push("/");
+        }
+        Ok(Self { fd, path: absolute, prefix, id, local, looks: AtomicU64::new(0) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -127,44 +133,9 @@ impl Directory {
         self.looks.store(tick << 8 | now, Ordering::Relaxed);
     }
 
-    /// Opens a file in it by its whole path.
-    pub(crate) fn open_by_path(
-        &self,
-        file: &Path,
-        flags: OFlags,
-        mode: u32,
-    ) -> Result<OwnedFd, Errno> {
-        self.with_path(file, |path| rustix::fs::openat(CWD, path, flags, Mode::from_raw_mode(mode)))
-    }
-
-    /// What the whole path of a file in it leads to; not through the file, if it is a symlink.
-    pub(crate) fn stat_by_path(&self, file: &Path) -> Result<Stat, Errno> {
-        self.with_path(file, |path| rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW))
-    }
-
-    /// Removes a file in it by its whole path.
-    pub(crate) fn unlink_by_path(&self, file: &Path) -> Result<(), Errno> {
-        self.with_path(file, |path| rustix::fs::unlink(path))
-    }
-
-    fn with_path<T>(
-        &self,
-        file: &Path,
-        call: impl FnOnce(&CStr) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        let (directory, file) = (self.path.as_os_str().as_bytes(), file.as_os_str().as_bytes());
-        let (slash, len) = (directory.len(), directory.len() + 1 + file.len());
-        // On the stack, since every acquire comes this way.
-        let mut path = [0; 256];
-        if len < path.len() {
-            path[..slash].copy_from_slice(directory);
-            path[slash] = b'/';
-            path[slash + 1..len].copy_from_slice(file);
-            let path = CStr::from_bytes_with_nul(&path[..=len]);
-            return call(path.map_err(|_| Errno::INVAL)?);
-        }
-        let path = CString::new([directory, file].join(&b'/')).map_err(|_| Errno::INVAL)?;
-        call(&path)
+    /// What the whole path of a file in it begins with.
+    pub(crate) fn prefix(&self) -> &[u8] {
+        self.prefix.as_bytes()
     }
 
     /// Whether its path still leads to it.

@@ -8,10 +8,11 @@
 //!
 //! What it knows of owners: nothing.
 
+use std::ffi::{CStr, OsStr};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -107,21 +108,31 @@ impl LockFile {
     /// Opens and locks the file that the name leads to. Never blocks on a lock. Adds to `stale`
     /// for each file that had lost its name before it was locked.
     pub(crate) fn take(name: &Name, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
-        if let Leads::In(directory, file) = name.leads()
-            && directory.is_in_burst()
-            && let Some(taken) = Self::take_in_burst(directory, &file, ask)
-        {
-            return Ok(taken);
-        }
+        name.lead(|leads| Self::take_from(leads, ask, stale))
+    }
+
+    fn take_from(leads: &Leads<'_>, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
+        let mut straight = leads.are_straight();
         for attempt in 0..TRIES {
-            let Some((file, created)) = Self::open(name, ask)? else { continue };
-            let locked = ofd::try_lock(file.fd.as_fd(), ask.mode, ask.range)
-                .map_err(|source| IoError::new("fcntl", name.path(), source));
-            let refused = match locked.and_then(|locked| Ok((locked, file.identity(name)?))) {
+            let straight = std::mem::take(&mut straight);
+            let Some((fd, created)) = open(leads, ask, straight)? else { continue };
+            let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
+            let stat = rustix::fs::fstat(&fd);
+            let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
+            if let Err(refusal) = check_file(&stat, || leads.path(), ask) {
+                ofd::unlock_and_close(fd);
+                return Err(refusal);
+            }
+            let file = Self::opened_at(leads, fd, &stat, ask);
+            let locked = locked.map_err(|source| IoError::new("fcntl", leads.path(), source));
+            let seen =
+                locked.and_then(|locked| match straight && locked && file.has_its_name(&stat) {
+                    true => Ok((true, Identity::Same)),
+                    false => Ok((locked, is_at(file.id, leads)?)),
+                });
+            let refused = match seen {
                 Ok((true, Identity::Same)) => {
-                    if let Some(directory) = name.directory() {
-                        directory.was_looked_at(true);
-                    }
+                    leads.were_followed(straight);
                     return Ok(file);
                 }
                 // Nobody holds it any more. Only a remover that was stopped takes long.
@@ -140,7 +151,7 @@ impl LockFile {
                 Err(error) => Some(error.into()),
             };
             // What is left of a file that we made for nothing is removed like a last share.
-            let _ = file.release(name, created.then_some(Mode::Shared));
+            let _ = file.release_from(leads, created.then_some(Mode::Shared));
             if let Some(refused) = refused {
                 return Err(refused);
             }
@@ -148,29 +159,24 @@ impl LockFile {
         Err(Refusal::Unstable(TRIES))
     }
 
-    /// The same where the path of the directory was seen to lead there a few milliseconds ago; `None`
-    /// if anything is not as it nearly always is, and must be looked at closely.
-    ///
-    /// Opened by its whole path, it is what everybody else is led to now. Since then, a file can
-    /// lose its only name to a remover, but then it has none; nobody but a human hand gives it
-    /// another. So its count of names tells, and one call less is made.
-    fn take_in_burst(directory: &Directory, file: &Path, ask: &Ask) -> Option<Self> {
-        let create = if ask.create { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
-        let fd = directory.open_by_path(file, OPEN_IN | create, ask.file_mode).ok()?;
-        if needs_raising(&fd) || !matches!(ofd::try_lock(fd.as_fd(), ask.mode, ask.range), Ok(true))
-        {
-            return None;
-        }
-        if let Ok(stat) = rustix::fs::fstat(&fd)
-            && stat.st_nlink == 1
-            && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
-            && FileId::from(&stat).dev == directory.device()
-        {
-            let id = FileId::from(&stat);
-            return Some(Self { fd, id, range: ask.range, writable: true, local: true });
-        }
-        ofd::unlock_and_close(fd);
-        None
+    fn opened_at(leads: &Leads<'_>, fd: OwnedFd, stat: &Stat, ask: &Ask) -> Self {
+        let id = FileId::from(stat);
+        let (writable, local) = match leads {
+            Leads::In { directory, .. } => {
+                (true, directory.is_local() && directory.device() == id.dev)
+            }
+            // Asked when somebody waits.
+            Leads::To(_) | Leads::Nowhere => (ask.writes(), false),
+        };
+        Self { fd, id, range: ask.range, writable, local }
+    }
+
+    /// Whether a file that was opened by its whole path just now, and is locked, must still be under
+    /// its name: it can lose that to a remover, but then it has none; nobody but a human hand gives
+    /// a lock file another. One call less than to compare.
+    #[allow(clippy::unnecessary_cast)] // its width differs by target
+    fn has_its_name(&self, stat: &Stat) -> bool {
+        self.local && stat.st_nlink as u64 == 1
     }
 
     /// Locks somebody's open file through `fd`, a duplicate of their descriptor.
@@ -233,7 +239,7 @@ impl LockFile {
     ) -> Result<Retried, Refusal> {
         let failed = |source| IoError::new("fcntl", name.path(), source);
         let locked = held == Some(mode) || self.convert(mode).map_err(failed)?;
-        let identity = self.identity(name);
+        let identity = name.lead(|leads| is_at(self.id, leads));
         if locked && !matches!(identity, Ok(Identity::Same)) {
             let _ = ofd::unlock(self.fd.as_fd(), self.range);
         }
@@ -282,8 +288,20 @@ impl LockFile {
     /// Ends the hold: unlinks the lock file if `unlink` says in which mode it is held, unlocks,
     /// closes. Whatever cannot be removed stays, and the hold has ended all the same.
     pub(crate) fn release(self, name: &Name, unlink: Option<Mode>) -> Result<(), IoError> {
-        let unlinked = match (unlink, name.leads()) {
-            (Some(mode), Leads::In(directory, file)) => self.unlink(mode, directory, &file),
+        match unlink {
+            Some(_) => name.lead(|leads| self.release_from(leads, unlink)),
+            None => {
+                self.close();
+                Ok(())
+            }
+        }
+    }
+
+    fn release_from(self, leads: &Leads<'_>, unlink: Option<Mode>) -> Result<(), IoError> {
+        let unlinked = match (unlink, leads) {
+            (Some(mode), Leads::In { directory, whole, file }) => {
+                self.unlink(mode, directory, whole, file)
+            }
             _ => Ok(()),
         };
         self.close();
@@ -304,8 +322,15 @@ impl LockFile {
     }
 
     /// Removes the file, unless somebody else holds it or has put another in its place.
-    fn unlink(&self, mode: Mode, directory: &Directory, file: &Path) -> Result<(), IoError> {
-        let failed = |call, source| IoError::new(call, directory.path().join(file), source);
+    fn unlink(
+        &self,
+        mode: Mode,
+        directory: &Directory,
+        whole: &CStr,
+        file: &CStr,
+    ) -> Result<(), IoError> {
+        let path = || OsStr::from_bytes(whole.to_bytes());
+        let failed = |call, source| IoError::new(call, path(), source);
         // The last two shared holders must not both keep their lock while they try to become
         // exclusive: both would fail, and the file would stay.
         if mode == Mode::Shared {
@@ -321,8 +346,8 @@ impl LockFile {
             Ok(stat) if is_ours(stat) => rustix::fs::unlinkat(directory, file, AtFlags::empty()),
             // What is there is not ours, or nothing is. The directory may have moved just before it
             // was made, in a burst.
-            Ok(_) | Err(Errno::NOENT) => match directory.stat_by_path(file) {
-                Ok(stat) if is_ours(stat) => directory.unlink_by_path(file),
+            Ok(_) | Err(Errno::NOENT) => match rustix::fs::lstat(whole) {
+                Ok(stat) if is_ours(stat) => rustix::fs::unlink(whole),
                 _ => Ok(()),
             },
             Err(errno) => return Err(failed("newfstatat", errno.into())),
@@ -331,41 +356,6 @@ impl LockFile {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed("unlinkat", errno.into())),
         }
-    }
-
-    /// Opens the file, or creates it; `None` where it came or went meanwhile. Tells whether it
-    /// was created.
-    fn open(name: &Name, ask: &Ask) -> Result<Option<(Self, bool)>, Refusal> {
-        let opened = match name.leads() {
-            Leads::In(directory, file) => open_in(directory, &file, ask)?,
-            Leads::To(path) => open_direct(path, ask)?.map(|fd| (fd, false)),
-            Leads::Nowhere => return Err(Refusal::NotFound),
-        };
-        let Some((fd, created)) = opened else { return Ok(None) };
-        let failed = |call| move |errno| IoError::new(call, name.path(), errno);
-        let stat = rustix::fs::fstat(&fd).map_err(failed("fstat"))?;
-        check_file(&stat, || name.path(), ask)?;
-        let writable = !matches!(name.leads(), Leads::To(_)) || ask.writes();
-        let id = FileId::from(&stat);
-        let local = match name.leads() {
-            Leads::In(directory, _) => directory.is_local() && directory.device() == id.dev,
-            // Asked when somebody waits.
-            Leads::To(_) | Leads::Nowhere => false,
-        };
-        let file = Self { fd, id, range: ask.range, writable, local };
-        match needs_raising(&file.fd).then(|| raised(&file.fd)) {
-            None => Ok(Some((file, created))),
-            Some(Ok(fd)) => Ok(Some((Self { fd, ..file }, created))),
-            Some(Err(errno)) => {
-                let _ = file.release(name, created.then_some(Mode::Shared));
-                Err(failed("fcntl")(errno).into())
-            }
-        }
-    }
-
-    /// Whether the name leads to this file.
-    fn identity(&self, name: &Name) -> Result<Identity, IoError> {
-        is_at(self.id, name)
     }
 }
 
@@ -382,27 +372,28 @@ fn let_pass(attempt: u32) {
 ///
 /// By the whole path, never relative to the open directory: one call then tells both that the
 /// directory is still where others look for it and that the file is still there.
-fn is_at(id: FileId, name: &Name) -> Result<Identity, IoError> {
-    let stat = match name.leads() {
-        Leads::In(directory, file) => directory.stat_by_path(&file),
-        Leads::To(path) => rustix::fs::stat(path),
+fn is_at(id: FileId, leads: &Leads<'_>) -> Result<Identity, IoError> {
+    let stat = match leads {
+        Leads::In { whole, .. } => rustix::fs::lstat(*whole),
+        Leads::To(path) => rustix::fs::stat(*path),
         Leads::Nowhere => return Ok(Identity::Same),
     };
     match stat {
         Ok(stat) if FileId::from(&stat) == id => Ok(Identity::Same),
-        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match name.leads() {
-            Leads::In(directory, _) if !directory.is_where_it_was() => {
+        Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match leads {
+            Leads::In { directory, .. } if !directory.is_where_it_was() => {
                 Ok(Identity::Moved(directory.path().to_owned()))
             }
             _ => Ok(Identity::Stale),
         },
-        Err(errno) => Err(IoError::new("newfstatat", name.path(), errno)),
+        Err(errno) => Err(IoError::new("newfstatat", leads.path(), errno)),
     }
 }
 
 /// Whether the name still leads to the file `id`, which the caller holds.
 pub(crate) fn leads_to(name: &Name, id: FileId) -> Result<bool, IoError> {
-    is_at(id, name).map(|identity| matches!(identity, Identity::Same))
+    let identity = name.lead(|leads| is_at(id, leads));
+    identity.map(|identity| matches!(identity, Identity::Same))
 }
 
 /// Refuses a file that has other names. What is not there has none.
@@ -421,6 +412,10 @@ pub(crate) fn id_at(path: &Path) -> Result<FileId, Refusal> {
 
 /// Puts an empty file where the name leads, if there is none.
 pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
+    name.lead(|leads| create_at(leads, file_mode))
+}
+
+fn create_at(leads: &Leads<'_>, file_mode: u32) -> Result<(), Refusal> {
     let ask = Ask {
         mode: Mode::Shared,
         range: ByteRange::FIRST,
@@ -430,26 +425,32 @@ pub(crate) fn create(name: &Name, file_mode: u32) -> Result<(), Refusal> {
         refuse_hard_links: false,
     };
     for _ in 0..TRIES {
-        match name.leads() {
+        match leads {
             Leads::Nowhere => return Ok(()),
-            Leads::To(path) => match rustix::fs::stat(path) {
-                Ok(stat) => return check_file(&stat, || path.to_owned(), &ask),
+            Leads::To(path) => match rustix::fs::stat(*path) {
+                Ok(stat) => return check_file(&stat, || leads.path(), &ask),
                 Err(Errno::NOENT) => {
                     let flags = OPEN | OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL;
-                    match rustix::fs::open(path, flags, file_mode.into()) {
+                    match rustix::fs::open(*path, flags, file_mode.into()) {
                         Ok(_) => return Ok(()),
                         Err(Errno::EXIST) => {}
-                        Err(errno) => return Err(IoError::new("openat", path, errno).into()),
+                        Err(errno) => {
+                            return Err(IoError::new("openat", leads.path(), errno).into());
+                        }
                     }
                 }
-                Err(errno) => return Err(IoError::new("stat", path, errno).into()),
+                Err(errno) => return Err(IoError::new("stat", leads.path(), errno).into()),
             },
-            Leads::In(..) => {
-                let Some((file, created)) = LockFile::open(name, &ask)? else { continue };
-                match file.identity(name)? {
+            Leads::In { .. } => {
+                let Some((fd, created)) = open(leads, &ask, false)? else { continue };
+                let stat = rustix::fs::fstat(&fd);
+                let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
+                check_file(&stat, || leads.path(), &ask)?;
+                let file = LockFile::opened_at(leads, fd, &stat, &ask);
+                match is_at(file.id, leads)? {
                     Identity::Same => return Ok(()),
                     Identity::Moved(directory) => {
-                        let _ = file.release(name, created.then_some(Mode::Shared));
+                        let _ = file.release_from(leads, created.then_some(Mode::Shared));
                         return Err(Refusal::Moved(directory));
                     }
                     Identity::Stale => {}
@@ -470,15 +471,17 @@ pub(crate) fn delete(name: &Name, stale: &AtomicU64) -> Result<(), Refusal> {
         upgradable: false,
         refuse_hard_links: false,
     };
-    if matches!(name.leads(), Leads::Nowhere) {
+    if name.leads_nowhere() {
         return Ok(());
     }
     let file = LockFile::take(name, &ask, stale)?;
-    let removed = match name.leads() {
-        Leads::In(directory, file) => rustix::fs::unlinkat(directory, &*file, AtFlags::empty()),
-        Leads::To(path) => rustix::fs::unlink(path),
+    let removed = name.lead(|leads| match leads {
+        Leads::In { directory, file, .. } => {
+            rustix::fs::unlinkat(directory, *file, AtFlags::empty())
+        }
+        Leads::To(path) => rustix::fs::unlink(*path),
         Leads::Nowhere => Ok(()),
-    };
+    });
     file.close();
     removed.map_err(|errno| IoError::new("unlinkat", name.path(), errno).into())
 }
@@ -489,12 +492,57 @@ const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY).union(OFlags::NONBLOC
 /// Of a lock file in a directory, which is never reached by a symlink of its own.
 const OPEN_IN: OFlags = OPEN.union(OFlags::RDWR).union(OFlags::NOFOLLOW);
 
+impl Leads<'_> {
+    /// Whether the whole path was seen to lead to the open directory a few milliseconds ago: then
+    /// what it leads to now is what everybody else is led to.
+    fn are_straight(&self) -> bool {
+        matches!(self, Leads::In { directory, .. } if directory.is_in_burst())
+    }
+
+    /// They led to where they should.
+    fn were_followed(&self, straight: bool) {
+        if let Leads::In { directory, .. } = self
+            && !straight
+        {
+            directory.was_looked_at(true);
+        }
+    }
+}
+
+/// Opens the file, or creates it; `None` where it came or went meanwhile, or must be looked for more
+/// closely than `straight`, by its whole path. Tells whether it was created.
+fn open(leads: &Leads<'_>, ask: &Ask, straight: bool) -> Result<Option<(OwnedFd, bool)>, Refusal> {
+    let opened = match leads {
+        Leads::In { whole, .. } if straight => {
+            let create = if ask.create { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
+            let fd = rustix::fs::open(*whole, OPEN_IN | create, ask.file_mode.into());
+            fd.ok().map(|fd| (fd, ask.create))
+        }
+        Leads::In { directory, file, .. } => open_in(directory, file, || leads.path(), ask)?,
+        Leads::To(path) => open_direct(path, ask)?.map(|fd| (fd, false)),
+        Leads::Nowhere => return Err(Refusal::NotFound),
+    };
+    match opened {
+        Some((low, created)) if needs_raising(&low) => match raised(&low) {
+            Ok(fd) => Ok(Some((fd, created))),
+            Err(errno) => {
+                if let Ok(stat) = rustix::fs::fstat(&low) {
+                    let file = LockFile::opened_at(leads, low, &stat, ask);
+                    let _ = file.release_from(leads, created.then_some(Mode::Shared));
+                }
+                Err(IoError::new("fcntl", leads.path(), errno).into())
+            }
+        },
+        opened => Ok(opened),
+    }
+}
+
 fn open_in(
-    directory: &Arc<Directory>,
-    file: &Path,
+    directory: &Directory,
+    file: &CStr,
+    path: impl Fn() -> PathBuf,
     ask: &Ask,
 ) -> Result<Option<(OwnedFd, bool)>, Refusal> {
-    let path = || directory.path().join(file);
     let open = |more, mode: u32| rustix::fs::openat(directory, file, OPEN_IN | more, mode.into());
     // First without O_CREAT: with it, fs.protected_regular refuses a file of another user in a
     // sticky directory.
@@ -517,7 +565,7 @@ fn open_in(
         Err(errno) => {
             // A symlink, a directory, a socket: say what it is rather than what open says.
             if let Ok(stat) = rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
-                check_kind(&stat, path)?;
+                check_kind(&stat, &path)?;
             }
             return Err(IoError::new("openat", path(), errno).into());
         }
@@ -525,12 +573,13 @@ fn open_in(
     Ok(Some((fd, created)))
 }
 
-fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
+fn open_direct(path: &CStr, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
+    let to_path = || Path::new(OsStr::from_bytes(path.to_bytes()));
     // Before the open: to open a device can rewind a tape or reset a line.
     match rustix::fs::stat(path) {
-        Ok(stat) => check_file(&stat, || path.to_owned(), ask)?,
+        Ok(stat) => check_file(&stat, || to_path().to_owned(), ask)?,
         Err(Errno::NOENT) => return Err(Refusal::NotFound),
-        Err(errno) => return Err(IoError::new("stat", path, errno).into()),
+        Err(errno) => return Err(IoError::new("stat", to_path(), errno).into()),
     }
     let write = ask.writes();
     let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
@@ -541,11 +590,11 @@ fn open_direct(path: &Path, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
         Err(Errno::ACCESS | Errno::PERM) if write && can_read(path) => {
             Err(Refusal::Bad(BadRequest::ReadOnly))
         }
-        Err(errno) => Err(IoError::new("openat", path, errno).into()),
+        Err(errno) => Err(IoError::new("openat", to_path(), errno).into()),
     }
 }
 
-fn can_read(path: &Path) -> bool {
+fn can_read(path: &CStr) -> bool {
     rustix::fs::accessat(CWD, path, rustix::fs::Access::READ_OK, AtFlags::EACCESS).is_ok()
 }
 

@@ -3,7 +3,7 @@
 //! A [`Naming`] is chosen once for a space; a [`Target`] says which resource is meant, each time.
 
 use std::borrow::Cow;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CStr, OsStr, OsString};
 use std::fmt;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Deref;
@@ -234,40 +234,49 @@ enum Way {
     Nowhere,
 }
 
-/// Where a name leads, for those who make system calls.
+/// Where a name leads, written out for those who make system calls.
 pub(crate) enum Leads<'a> {
-    /// To a file of this name in this directory.
-    In(&'a Arc<Directory>, FileName<'a>),
+    /// To a file in a directory: by its whole path, and by its name there.
+    In { directory: &'a Directory, whole: &'a CStr, file: &'a CStr },
     /// To the file of this path.
-    To(&'a Path),
+    To(&'a CStr),
     /// Nowhere: the resource is in memory only, or is somebody's open descriptor.
     Nowhere,
 }
 
-/// The name of a lock file.
-pub(crate) enum FileName<'a> {
-    /// So many characters, in hexadecimal.
-    Digest([u8; 64], usize),
-    Verbatim(&'a OsStr),
-}
-
-impl FileName<'_> {
-    fn digest(digest: &[u8]) -> Self {
-        let (mut text, len) = ([0; 64], 2 * digest.len());
-        hex::encode_to_slice(digest, &mut text[..len]).expect("it is twice as long");
-        Self::Digest(text, len)
+impl Leads<'_> {
+    /// The path of the file; empty where there is none.
+    pub(crate) fn path(&self) -> PathBuf {
+        match self {
+            Self::In { whole: path, .. } | Self::To(path) => {
+                PathBuf::from(OsStr::from_bytes(path.to_bytes()))
+            }
+            Self::Nowhere => PathBuf::new(),
+        }
     }
 }
 
-impl Deref for FileName<'_> {
-    type Target = Path;
+/// A path of these parts with its NUL, in this room if that is large enough.
+fn join<'a>(parts: [&[u8]; 2], room: &'a mut [u8; 320], more: &'a mut Vec<u8>) -> &'a CStr {
+    let [first, second] = parts;
+    let len = first.len() + second.len();
+    let path = match room.get_mut(..=len) {
+        Some(path) => path,
+        None => {
+            more.resize(len + 1, 0);
+            &mut more[..]
+        }
+    };
+    path[..first.len()].copy_from_slice(first);
+    path[first.len()..len].copy_from_slice(second);
+    CStr::from_bytes_with_nul(path).expect("neither a name nor an open directory's path has a NUL")
+}
 
-    fn deref(&self) -> &Path {
-        Path::new(match self {
-            Self::Digest(text, len) => OsStr::from_bytes(&text[..*len]),
-            Self::Verbatim(text) => text,
-        })
-    }
+/// The digest in hexadecimal, in this room.
+fn hexadecimal<'a>(digest: &[u8], room: &'a mut [u8; 64]) -> &'a [u8] {
+    let text = &mut room[..2 * digest.len()];
+    hex::encode_to_slice(digest, text).expect("it is twice as long");
+    text
 }
 
 impl Name {
@@ -280,20 +289,26 @@ impl Name {
         OsStr::from_bytes(&self.text)
     }
 
-    /// Where it leads. A hashed name is hashed for this, each time.
-    pub(crate) fn leads(&self) -> Leads<'_> {
+    /// Tells where it leads. That is written down on the stack, since every acquire comes this way;
+    /// a hashed name is hashed for it, each time.
+    pub(crate) fn lead<T>(&self, to: impl FnOnce(&Leads<'_>) -> T) -> T {
+        let (mut room, mut more) = ([0; 320], Vec::new());
         match &self.way {
-            Way::In(scheme, directory) => Leads::In(
-                directory,
-                match scheme {
-                    Scheme::Md5 => FileName::digest(&md5::Md5::digest(&self.text)),
+            Way::In(scheme, directory) => {
+                let mut digits = [0; 64];
+                let file = match scheme {
+                    Scheme::Md5 => hexadecimal(&md5::Md5::digest(&self.text), &mut digits),
                     #[cfg(feature = "sha256")]
-                    Scheme::Sha256 => FileName::digest(&sha2::Sha256::digest(&self.text)),
-                    Scheme::Verbatim => FileName::Verbatim(self.text()),
-                },
-            ),
-            Way::Path => Leads::To(Path::new(self.text())),
-            Way::Opened(_) | Way::Nowhere => Leads::Nowhere,
+                    Scheme::Sha256 => hexadecimal(&sha2::Sha256::digest(&self.text), &mut digits),
+                    Scheme::Verbatim => &self.text,
+                };
+                let whole = join([directory.prefix(), file], &mut room, &mut more);
+                let file = &whole.to_bytes_with_nul()[directory.prefix().len()..];
+                let file = CStr::from_bytes_with_nul(file).expect("it is the end of the whole");
+                to(&Leads::In { directory, whole, file })
+            }
+            Way::Path => to(&Leads::To(join([&self.text, &[]], &mut room, &mut more))),
+            Way::Opened(_) | Way::Nowhere => to(&Leads::Nowhere),
         }
     }
 
@@ -303,6 +318,11 @@ impl Name {
             Way::In(_, directory) => Some(directory),
             _ => None,
         }
+    }
+
+    /// Whether it is the path of the file itself.
+    pub(crate) fn is_path(&self) -> bool {
+        matches!(self.way, Way::Path)
     }
 
     /// Whether there is no file to open.
@@ -317,11 +337,9 @@ impl Name {
 
     /// The path of the lock file; empty where there is none.
     pub(crate) fn path(&self) -> PathBuf {
-        match (self.leads(), &self.way) {
-            (Leads::In(directory, file), _) => directory.path().join(&*file),
-            (Leads::To(path), _) => path.to_owned(),
-            (Leads::Nowhere, Way::Opened(path)) => path.to_path_buf(),
-            (Leads::Nowhere, _) => PathBuf::new(),
+        match &self.way {
+            Way::Opened(path) => path.to_path_buf(),
+            _ => self.lead(|leads| leads.path()),
         }
     }
 }
