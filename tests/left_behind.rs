@@ -14,9 +14,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::forked::{Gate, fork};
-use common::process::in_child;
+use common::process;
 use common::waits::{LONG, eventually, helpers, open_below, start};
 use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
+use parking_lot::RwLock;
 use rustix::fs::inotify;
 use tempfile::TempDir;
 
@@ -25,6 +26,15 @@ const B: OwnerId = OwnerId::new(2);
 const NAME: &str = "disk";
 /// How many inotify instances may stay, each with an eventfd.
 const POOL: usize = 16;
+
+/// Whoever takes all inotify instances that a user may have is alone.
+static INSTANCES: RwLock<()> = RwLock::new(());
+
+#[track_caller]
+fn in_child(work: impl FnOnce()) {
+    let _others = INSTANCES.read();
+    process::in_child(work);
+}
 
 fn space_in(dir: &Path) -> LockSpace {
     LockSpace::open(Naming::verbatim(dir)).unwrap()
@@ -120,7 +130,8 @@ fn exhaust_inotify() -> Vec<std::os::fd::OwnedFd> {
 
 #[test]
 fn without_inotify_the_results_are_the_same() {
-    in_child(|| {
+    let _alone = INSTANCES.write();
+    process::in_child(|| {
         let taken = exhaust_inotify();
         let dir = TempDir::new().unwrap();
         let (space, other) = (space_in(dir.path()), space_in(dir.path()));
