@@ -1063,7 +1063,11 @@ impl Head<'_> {
             let (again, retried) = self.retry(file, origin, None)?;
             file = again;
             match retried.map_err(|refusal| self.refused(refusal))? {
-                Retried::Locked => return Ok(Some((Some(file), origin))),
+                Retried::Locked => {
+                    // Its end could be that of the inode, which a dead file system hangs in.
+                    watch.leave(file.is_local() && self.inner.process.helpers.will_sweep());
+                    return Ok(Some((Some(file), origin)));
+                }
                 Retried::Stale => return Ok(None),
                 Retried::Contended => {}
             }

@@ -5,7 +5,9 @@
 //! done at a time. So a file system that hangs holds one thread and no more, work for it waits
 //! without a thread, and other lanes never notice.
 //!
-//! The threads are made when there is work and end when there was none for [`IDLE`].
+//! The threads are made when there is work and end when there was none for [`IDLE`]. Each then
+//! removes the watches that others had no time to remove; while somebody watches a file, one stays
+//! for that.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use crate::wait::{Bell, Over, Patience};
+use crate::watch::Watchers;
 
 /// How long a helper with nothing to do stays.
 const IDLE: Duration = Duration::from_secs(2);
@@ -37,10 +40,10 @@ pub(crate) enum Lane {
 }
 
 /// The helpers of a process.
-#[derive(Default)]
 pub(crate) struct Helpers {
     office: Mutex<Office>,
     work: Condvar,
+    watchers: Arc<Watchers>,
 }
 
 #[derive(Default)]
@@ -71,6 +74,15 @@ pub(crate) struct Late {
 }
 
 impl Helpers {
+    pub(crate) fn new(watchers: Arc<Watchers>) -> Self {
+        Self { office: Mutex::default(), work: Condvar::new(), watchers }
+    }
+
+    /// Whether watches that linger are swept before long: by the helper that will have been idle.
+    pub(crate) fn will_sweep(&self) -> bool {
+        self.office.lock().idle > 0
+    }
+
     /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
     /// begun, or is done in `any_case`, `leaving` is called here, and after that `abandoned` gets
     /// what comes of it, on the helper.
@@ -169,7 +181,12 @@ impl Helpers {
                 office.idle += 1;
                 let alone = self.work.wait_for(&mut office, IDLE).timed_out();
                 office.idle -= 1;
-                if alone && office.waiting.is_empty() {
+                if !alone || !office.waiting.is_empty() {
+                    continue;
+                }
+                let stays = office.idle == 0 && self.watchers.is_watching();
+                parking_lot::MutexGuard::unlocked(&mut office, || self.watchers.sweep());
+                if !stays && office.waiting.is_empty() {
                     return;
                 }
                 continue;

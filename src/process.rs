@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -22,18 +23,21 @@ pub(crate) struct Process {
     looked: Condvar,
     /// Those who make the system calls of whoever waits.
     pub(crate) helpers: Helpers,
-    pub(crate) watchers: Watchers,
+    pub(crate) watchers: Arc<Watchers>,
 }
 
 impl Process {
     /// The process that runs this.
     pub(crate) fn current() -> io::Result<&'static Self> {
-        HERE.get_or_make(|| Self {
-            id: std::process::id(),
-            looked_at: Mutex::default(),
-            looked: Condvar::new(),
-            helpers: Helpers::default(),
-            watchers: Watchers::default(),
+        HERE.get_or_make(|| {
+            let watchers = Arc::<Watchers>::default();
+            Self {
+                id: std::process::id(),
+                looked_at: Mutex::default(),
+                looked: Condvar::new(),
+                helpers: Helpers::new(Arc::clone(&watchers)),
+                watchers,
+            }
         })
     }
 

@@ -1,12 +1,13 @@
 //! How long a caller is willing to wait, and the bell that wakes it.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+use crate::watch::Alarm;
 
 /// How long an acquire may take. It is always written out, so that the line that acquires tells
 /// whether it blocks.
@@ -267,8 +268,8 @@ struct Rung {
     nudged: bool,
     /// The wait has to end. This stays.
     cancelled: bool,
-    /// The thread sleeps in `poll`, and this eventfd wakes it.
-    alarm: Option<Arc<OwnedFd>>,
+    /// The thread sleeps in `poll`, and this wakes it.
+    alarm: Option<Alarm>,
 }
 
 impl Bell {
@@ -299,29 +300,29 @@ impl Bell {
         rung.nudged = false;
     }
 
-    /// From now on this eventfd is written to as well; `false` if it was rung already.
-    pub(crate) fn set_alarm(&self, alarm: &Arc<OwnedFd>) -> bool {
+    /// From now on this is sounded, once, when it rings; `false` if it was rung already.
+    pub(crate) fn set_alarm(&self, alarm: Alarm) -> bool {
         let mut rung = self.rung.lock();
         if std::mem::take(&mut rung.nudged) || rung.cancelled {
             return false;
         }
-        rung.alarm = Some(Arc::clone(alarm));
+        rung.alarm = Some(alarm);
         true
     }
 
-    /// The eventfd goes its own way again.
-    pub(crate) fn take_alarm(&self) {
+    /// The alarm goes its own way again; `None` if it has been sounded.
+    pub(crate) fn take_alarm(&self) -> Option<Alarm> {
         let mut rung = self.rung.lock();
-        rung.alarm = None;
         rung.nudged = false;
+        rung.alarm.take()
     }
 
     fn change(&self, change: impl FnOnce(&mut Rung)) {
         let mut rung = self.rung.lock();
         change(&mut rung);
-        match &rung.alarm {
-            // Eight bytes, as an eventfd takes them. Full means that it rings already.
-            Some(alarm) => drop(rustix::io::write(&**alarm, &1_u64.to_ne_bytes())),
+        match rung.alarm.take() {
+            // Under the mutex: whoever takes it back must find its watch as it has left it.
+            Some(alarm) => alarm.sound(),
             None => drop(self.ringing.notify_one()),
         }
     }

@@ -9,16 +9,24 @@
 //! Each watches one file at a time: two watches of one inode in one instance would be one watch,
 //! and removing one would silence both. There are few of them ([`INSTANCES`], of the 128 that a
 //! user may have); who finds none left looks again more slowly, with the same result.
+//!
+//! From the holder's close to the lock there are two system calls: the end of `poll`, and the lock.
+//! What else there is to do costs too much there. A read of the events waits until there is a
+//! sleep to come. A watch that is removed costs the kernel more than the wake-up does, so who gets
+//! the lock leaves its watch *lingering*, for others to remove ([`Watchers::sweep`]); and so a watch
+//! is never one that the kernel removes when it has told (`IN_ONESHOT`): that would be done by the
+//! holder, before its lock is gone.
 
-use std::fmt;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::io::Errno;
 
 use crate::directory::FileId;
@@ -27,8 +35,9 @@ use crate::wait::{Bell, Patience};
 /// How often whoever watches must look for itself.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// After a close, the lock may be free only a moment later: when to look first, and when the
-/// doubling of that ends.
+/// After a close, the lock may be free only a moment later: how often to look at once, when to look
+/// after that, and when the doubling of that ends.
+const AT_ONCE: u32 = 4;
 const FIRST_LOOK: Duration = Duration::from_micros(50);
 const LAST_LOOK: Duration = Duration::from_micros(1600);
 
@@ -46,19 +55,38 @@ const INSTANCES: usize = 16;
 
 /// The instances of a process.
 #[derive(Debug, Default)]
-pub(crate) struct Watchers(Mutex<Pool>);
+pub(crate) struct Watchers {
+    pool: Mutex<Pool>,
+    /// How many watches linger in the pool, for who has no time to look.
+    lingering: AtomicUsize,
+    /// How many waits watch a file.
+    watching: AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 struct Pool {
-    idle: Vec<Watcher>,
+    idle: Vec<Idle>,
     made: usize,
     /// The files that somebody else was faster to lock, and when; hardly ever more than a few.
     rivals: Vec<(FileId, Instant)>,
 }
 
-struct Watcher {
-    inotify: OwnedFd,
-    alarm: Arc<OwnedFd>,
+/// An instance that nobody sleeps by.
+#[derive(Debug)]
+struct Idle {
+    watcher: Arc<Watcher>,
+    lingering: Option<i32>,
+}
+
+/// An inotify instance.
+#[derive(Debug)]
+pub(crate) struct Watcher(OwnedFd);
+
+/// What wakes the thread that sleeps by a watcher: the end of its watch is an event as well.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    watcher: Arc<Watcher>,
+    watch: i32,
 }
 
 /// A file that somebody wants to be told about.
@@ -67,10 +95,14 @@ pub(crate) struct Watch<'a> {
     /// The file, as this process has it open.
     file: String,
     /// `None` where there is no instance to be had.
-    watcher: Option<Watcher>,
-    /// The kernel's number for the watch, until it has told something: it tells once, so that who
-    /// gets the lock then has no watch to remove.
+    watcher: Option<Arc<Watcher>>,
+    /// The kernel's number for the watch, until it was the alarm that has woken. It never comes to
+    /// mean another watch.
     armed: Option<i32>,
+    /// There are events that nobody has read.
+    unread: bool,
+    /// How often to look yet before the next sleep.
+    at_once: u32,
     /// Something has happened to the file lately: when to look again.
     soon: Option<Duration>,
     id: FileId,
@@ -83,6 +115,7 @@ impl Watchers {
     /// Watches the file that this process has open under this number. By the number, so that it is
     /// that file whatever becomes of its name.
     pub(crate) fn watch(&self, number: RawFd, id: FileId) -> Watch<'_> {
+        self.watching.fetch_add(1, Ordering::SeqCst);
         let file = format!("/proc/self/fd/{number}");
         let has_rivals = self.remembers_rivals(id);
         let mut watch = Watch {
@@ -90,6 +123,8 @@ impl Watchers {
             file,
             watcher: self.take(),
             armed: None,
+            unread: false,
+            at_once: 0,
             soon: None,
             id,
             lost: 0,
@@ -99,26 +134,47 @@ impl Watchers {
         watch
     }
 
+    /// Whether some wait watches a file now. If none does, a sweep finds all that was left until
+    /// then.
+    pub(crate) fn is_watching(&self) -> bool {
+        self.watching.load(Ordering::SeqCst) > 0
+    }
+
+    /// Removes the watches that linger. Who returns from this knows that all are gone that lingered
+    /// before.
+    pub(crate) fn sweep(&self) {
+        if self.lingering.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut pool = self.pool.lock();
+        for idle in &mut pool.idle {
+            if let Some(watch) = idle.lingering.take() {
+                idle.watcher.clear(Some(watch));
+                self.lingering.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+
     fn remembers_rivals(&self, id: FileId) -> bool {
-        let mut pool = self.0.lock();
+        let mut pool = self.pool.lock();
         pool.rivals.retain(|(_, when)| when.elapsed() < REMEMBERED);
         pool.rivals.iter().any(|(other, _)| *other == id)
     }
 
     fn remember_rivals(&self, id: FileId) {
-        let mut pool = self.0.lock();
+        let mut pool = self.pool.lock();
         pool.rivals.retain(|(other, when)| *other != id && when.elapsed() < REMEMBERED);
         pool.rivals.push((id, Instant::now()));
     }
 
-    fn take(&self) -> Option<Watcher> {
+    fn take(&self) -> Option<Arc<Watcher>> {
         {
-            let mut pool = self.0.lock();
-            if let Some(watcher) = pool.idle.pop() {
-                drop(pool);
-                // Of whoever had it before.
-                watcher.drain(None);
-                let _ = rustix::io::read(&*watcher.alarm, &mut [0_u8; 8]);
+            let mut pool = self.pool.lock();
+            if let Some(Idle { watcher, lingering }) = pool.idle.pop() {
+                if lingering.is_some() {
+                    watcher.clear(lingering);
+                    self.lingering.fetch_sub(1, Ordering::SeqCst);
+                }
                 return Some(watcher);
             }
             if pool.made == INSTANCES {
@@ -128,47 +184,50 @@ impl Watchers {
         }
         let watcher = Watcher::new();
         if watcher.is_err() {
-            self.0.lock().made -= 1;
+            self.pool.lock().made -= 1;
         }
-        watcher.ok()
+        watcher.ok().map(Arc::new)
     }
 
-    fn give_back(&self, watcher: Watcher) {
-        self.0.lock().idle.push(watcher);
+    fn give_back(&self, watcher: Arc<Watcher>, lingering: Option<i32>) {
+        let mut pool = self.pool.lock();
+        if lingering.is_some() {
+            self.lingering.fetch_add(1, Ordering::SeqCst);
+        }
+        pool.idle.push(Idle { watcher, lingering });
     }
 }
 
 impl Watcher {
     fn new() -> Result<Self, Errno> {
-        Ok(Self {
-            inotify: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?,
-            alarm: Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?),
-        })
+        inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map(Self)
     }
 
-    /// Takes all events that are there; whether one of them is what this watch had to tell.
-    fn drain(&self, watch: Option<i32>) -> bool {
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut events = Reader::new(&self.inotify, &mut buffer);
-        let mut told = false;
-        // One read takes them all: there are two for each time that a watch was set.
-        while let Ok(event) = events.next() {
-            // That a watch is gone comes as an event of its own (`IN_IGNORED`). If it is about this
-            // one, its predecessor had told something, but was not gone yet when this one began:
-            // the kernel took both for one, and it is gone now.
-            let ours = Some(event.wd()) == watch;
-            told |= ours || event.events().contains(ReadFlags::QUEUE_OVERFLOW);
-            if events.is_buffer_empty() {
-                break;
-            }
+    /// Ends the watch, and takes all events that are there.
+    fn clear(&self, watch: Option<i32>) {
+        if let Some(watch) = watch {
+            // The file may be gone, and the watch with it.
+            let _ = inotify::remove_watch(&self.0, watch);
         }
-        told
+        self.drain();
+    }
+
+    /// Takes all events that are there. What they say does not matter: that something has happened,
+    /// or too much of it, is told by there being one, and then the file is looked at.
+    fn drain(&self) {
+        /// An event has 16 bytes, and less free than that ends a read.
+        const FULL: usize = BUFFER - 16;
+        const BUFFER: usize = 2048;
+        let mut buffer = [MaybeUninit::<u8>::uninit(); BUFFER];
+        while rustix::io::read(&self.0, &mut buffer).is_ok_and(|(read, _)| read.len() > FULL) {}
     }
 }
 
-impl fmt::Debug for Watcher {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Watcher").field(&self.inotify).finish()
+impl Alarm {
+    /// Wakes who sleeps. The watch ends by it.
+    pub(crate) fn sound(self) {
+        // If there is no such watch any more, that was an event as well.
+        let _ = inotify::remove_watch(&self.watcher.0, self.watch);
     }
 }
 
@@ -181,29 +240,38 @@ impl Watch<'_> {
             let events = WatchFlags::CLOSE
                 | WatchFlags::DELETE_SELF
                 | WatchFlags::ATTRIB
-                | WatchFlags::MOVE_SELF
-                | WatchFlags::ONESHOT;
-            self.armed = inotify::add_watch(&watcher.inotify, &*self.file, events).ok();
+                | WatchFlags::MOVE_SELF;
+            self.armed = inotify::add_watch(&watcher.0, &*self.file, events).ok();
         }
     }
 
     /// Sleeps until it is worth looking at the file again, the bell rings, or the wait is over.
     ///
-    /// Returns at once where it had stopped to watch: it does again, and the file is to be looked
-    /// at first.
+    /// Returns at once where there is something to be done before the next sleep: the file is to be
+    /// looked at after that, or what happens meanwhile would be missed.
     pub(crate) fn sleep(&mut self, patience: &Patience) {
-        if self.watcher.is_some() && self.armed.is_none() {
-            // It was looked at since, in vain.
-            self.lost += 1;
-            self.watchers.remember_rivals(self.id);
+        if let Some(watcher) = &self.watcher
+            && std::mem::take(&mut self.unread)
+        {
+            watcher.drain();
             self.arm();
-            if self.armed.is_some() {
+            return;
+        }
+        if self.at_once > 0 {
+            self.at_once -= 1;
+            if self.at_once > 0 {
+                // Who closes may have been stopped by this very thread's waking.
+                thread::yield_now();
                 return;
             }
+            // Somebody else has it.
+            self.lost += 1;
+            self.watchers.remember_rivals(self.id);
         }
         let until = patience.until_or_in(self.soon.unwrap_or(LOOK_AGAIN));
         self.soon = match self.sleep_until(&patience.bell, until) {
             true => {
+                self.at_once = if self.soon.is_none() { AT_ONCE } else { 1 };
                 if self.has_rivals && self.lost < STEP_BACK {
                     patience.bell.sleep(Some(patience.until_or_in(LATER)));
                 }
@@ -213,43 +281,47 @@ impl Watch<'_> {
         };
     }
 
-    /// `true` if something has happened to the file.
+    /// `true` if something has happened to the file, or the bell has ended the watch.
     fn sleep_until(&mut self, bell: &Bell, until: Instant) -> bool {
         let (Some(watcher), Some(watch)) = (&self.watcher, self.armed) else {
             bell.sleep(Some(until));
             return false;
         };
-        if !bell.set_alarm(&watcher.alarm) {
+        if !bell.set_alarm(Alarm { watcher: Arc::clone(watcher), watch }) {
             return false;
         }
         let left = until.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).ok();
-        let mut ready = [
-            PollFd::new(&watcher.inotify, PollFlags::IN),
-            PollFd::from_borrowed_fd(watcher.alarm.as_fd(), PollFlags::IN),
-        ];
+        let mut ready = [PollFd::new(&watcher.0, PollFlags::IN)];
         // Interrupted or not: whoever watches looks at everything anyway.
         let _ = poll(&mut ready, timeout.as_ref());
-        let [told, rung] = ready.map(|ready| !ready.revents().is_empty());
-        bell.take_alarm();
-        if rung {
-            let _ = rustix::io::read(&*watcher.alarm, &mut [0_u8; 8]);
-        }
-        let told = told && watcher.drain(Some(watch));
-        if told {
+        self.unread = !ready[0].revents().is_empty();
+        if bell.take_alarm().is_none() {
+            // Perhaps after the time was over.
+            self.unread = true;
             self.armed = None;
         }
-        told
+        self.unread
+    }
+
+    /// The lock is there. Leaves the watch for others to remove, if somebody `will_sweep` soon.
+    pub(crate) fn leave(mut self, will_sweep: bool) {
+        if will_sweep
+            && self.armed.is_some()
+            && let Some(watcher) = self.watcher.take()
+        {
+            self.watchers.give_back(watcher, self.armed);
+        }
     }
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
-        let Some(watcher) = self.watcher.take() else { return };
-        if let Some(watch) = self.armed {
-            // The file may be gone, and the watch with it.
-            let _ = inotify::remove_watch(&watcher.inotify, watch);
+        if let Some(watcher) = self.watcher.take() {
+            watcher.clear(self.armed);
+            self.watchers.give_back(watcher, None);
+            self.watchers.sweep();
         }
-        self.watchers.give_back(watcher);
+        self.watchers.watching.fetch_sub(1, Ordering::SeqCst);
     }
 }

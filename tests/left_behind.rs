@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use common::forked::{Gate, fork};
 use common::process;
 use common::waits::{LONG, eventually, helpers, open_below, start};
-use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
+use lockspace::{AcquireError, Cancel, Lease, LockSpace, Naming, OwnerId, Request, Wait};
 use parking_lot::RwLock;
 use rustix::fs::inotify;
 use tempfile::TempDir;
@@ -24,7 +24,7 @@ use tempfile::TempDir;
 const A: OwnerId = OwnerId::new(1);
 const B: OwnerId = OwnerId::new(2);
 const NAME: &str = "disk";
-/// How many inotify instances may stay, each with an eventfd.
+/// How many inotify instances may stay.
 const POOL: usize = 16;
 
 /// Whoever takes all inotify instances that a user may have is alone.
@@ -65,7 +65,7 @@ fn watches() -> usize {
 fn only_the_pool_is_left(dir: &Path, threads: usize) {
     assert_eq!(watches(), 0, "watches");
     assert!(descriptors("inotify").len() <= POOL, "{} instances", descriptors("inotify").len());
-    assert_eq!(descriptors("eventfd").len(), descriptors("inotify").len());
+    assert_eq!(descriptors("eventfd").len(), 0);
     assert_eq!(open_below(dir), 0, "descriptors");
     eventually("the helpers end", || helpers() == 0);
     let count = || fs::read_dir("/proc/self/task").unwrap().count();
@@ -156,7 +156,6 @@ fn without_inotify_the_results_are_the_same() {
         drop(lease);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
         assert_eq!(descriptors("inotify").len(), taken.len(), "there was one to be had");
-        assert_eq!(descriptors("eventfd").len(), 0, "half a watcher is left");
     });
 }
 
@@ -185,6 +184,151 @@ fn no_watch_descriptor_or_thread_is_left_after_the_last_wait() {
             }
         }
         only_the_pool_is_left(dir.path(), 1);
+    });
+}
+
+/// A thread waits for what another space holds, and is granted it when that lets go.
+fn granted_after_a_watch(space: &LockSpace, other: &LockSpace, name: &'static str) -> Lease {
+    let lease = other.acquire(A, Request::exclusive(name), Wait::NO).unwrap();
+    let space = space.clone();
+    let wait = Wait::within(LONG);
+    let waiting = start(move || space.acquire(B, Request::exclusive(name), wait)).watches();
+    drop(lease);
+    waiting.join().unwrap()
+}
+
+#[test]
+fn a_release_removes_the_watch_that_the_wait_has_left() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        for _ in 0..20 {
+            let lease = granted_after_a_watch(&space, &other, NAME);
+            drop(lease);
+            assert_eq!(watches(), 0);
+            // Also where it is not the lease's own wait that has left it.
+            let unrelated = space.acquire(B, auto("unrelated"), Wait::NO).unwrap();
+            let lease = granted_after_a_watch(&space, &other, NAME);
+            drop(unrelated);
+            assert_eq!(watches(), 0);
+            drop(lease);
+        }
+    });
+}
+
+#[test]
+fn a_helper_removes_the_watch_that_a_wait_has_left_while_its_lease_is_held() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        let lease = granted_after_a_watch(&space, &other, NAME);
+        eventually("the watch is removed", || watches() == 0);
+        eventually("the helpers end", || helpers() == 0);
+        lease.verify().unwrap();
+    });
+}
+
+#[test]
+fn the_next_wait_removes_the_watch_that_another_has_left() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        for name in ["first", "second"] {
+            space.create(name).unwrap();
+        }
+        let first = granted_after_a_watch(&space, &other, "first");
+        let held = other.acquire(A, Request::exclusive("second"), Wait::NO).unwrap();
+        let waiting = start({
+            let space = space.clone();
+            move || space.acquire(B, Request::exclusive("second"), Wait::within(LONG))
+        });
+        let waiting = waiting.watches();
+        assert_eq!((watches(), descriptors("inotify").len()), (1, 1));
+        drop(held);
+        drop((first, waiting.join().unwrap()));
+        assert_eq!(watches(), 0);
+    });
+}
+
+/// How often a helper has gone to sleep; `None` if there is none.
+fn naps_of_the_helper() -> Option<u64> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let status =
+        tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
+    let mut helpers = status.filter(|status| status.starts_with("Name:\tlockspace\n"));
+    let status = helpers.next()?;
+    let naps = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    Some(naps.unwrap().trim().parse().unwrap())
+}
+
+#[test]
+fn a_helper_stays_while_somebody_watches_a_file_and_no_longer() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let held = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+        let waiting = start({
+            let space = space.clone();
+            move || space.acquire(B, auto(NAME), Wait::within(2 * LONG))
+        });
+        let waiting = waiting.watches();
+        let before = naps_of_the_helper().expect("it has opened the file");
+        eventually("its idle time has ended twice", || {
+            naps_of_the_helper().expect("it stays") >= before + 2
+        });
+        drop(held);
+        let lease = waiting.join().unwrap();
+        eventually("the helper ends", || helpers() == 0);
+        drop(lease);
+        only_the_pool_is_left(dir.path(), 1);
+    });
+}
+
+#[test]
+fn who_is_woken_by_another_thread_while_it_watches_watches_again() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        let shared = |space: &LockSpace, owner| {
+            space.acquire(owner, Request::shared(NAME), Wait::NO).unwrap()
+        };
+        let (others, mut lease) = (shared(&other, A), shared(&space, B));
+        let waiting = start(move || lease.upgrade(Wait::within(LONG)).map(|()| lease));
+        let mut waiting = waiting.watches();
+        for _ in 0..20 {
+            // A second hold of the same owner comes and goes, which may be what it waits for.
+            drop(shared(&space, B));
+            eventually("it watches again", || watches() == 1);
+            waiting = waiting.watches();
+        }
+        drop(others);
+        drop(waiting.join().unwrap());
+        assert_eq!((watches(), descriptors("eventfd").len()), (0, 0));
+    });
+}
+
+#[test]
+fn a_cancel_wakes_who_watches_by_ending_the_watch() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let _held = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+        let mut woken = 0;
+        for _ in 0..50 {
+            let cancel = Cancel::new();
+            let (space, wait) = (space.clone(), Wait::FOREVER.unless(&cancel));
+            let waiting = start(move || space.acquire(B, auto(NAME), wait)).watches();
+            assert_eq!((watches(), descriptors("eventfd").len()), (1, 0));
+            cancel.cancel();
+            // Unless it was just looking by itself.
+            woken += usize::from(watches() == 0);
+            assert!(matches!(waiting.join(), Err(AcquireError::Cancelled { .. })));
+            assert_eq!((watches(), descriptors("inotify").len()), (0, 1));
+        }
+        assert!(woken > 0, "a cancel does not end the sleep");
     });
 }
 
