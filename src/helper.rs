@@ -23,7 +23,7 @@ use crate::wait::{Bell, Over, Patience};
 use crate::watch::Watchers;
 
 /// How long a helper with nothing to do stays.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Paths are resolved in buffers of `PATH_MAX` bytes, and that is all that is deep.
 const STACK: usize = 256 * 1024;
