@@ -16,14 +16,19 @@
 //!
 //! Nothing here makes a system call.
 
+use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
+use serde::de::value::StrDeserializer;
+use serde::de::{IntoDeserializer, MapAccess, SeqAccess};
+use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::directory::FileId;
+use crate::fit::{Fit, Fitted, Key, Keys, fit_map, list_of};
 use crate::request::{ByteRange, Mode, OwnerId};
 use crate::resource::Origin;
 
@@ -46,27 +51,29 @@ pub(crate) const AUTO_CREATED: u64 = 2;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Document(Body);
-
-#[derive(Clone, Debug)]
-enum Body {
-    /// As a snapshot has made it.
-    Written(Arc<SpaceState>),
-    /// As it was read.
-    Read(Value),
-}
+pub struct Document(Arc<SpaceState>);
 
 impl Document {
-    pub(crate) fn new(state: SpaceState) -> Self {
-        Self(Body::Written(Arc::new(state)))
+    /// As a snapshot makes it.
+    pub(crate) fn new(
+        directory: Option<String>,
+        resources: Vec<Fitted<ResourceState>>,
+        more: &SpaceMore,
+    ) -> Self {
+        let mut head = Map::new();
+        head.extend(directory.map(|path| (DIRECTORY.to_owned(), path.into())));
+        head.insert("lockspace".to_owned(), serde_json::to_value(more).unwrap_or_default());
+        Self(Arc::new(SpaceState { head: head.into(), resources: Some(resources) }))
     }
 
-    /// The document as a tree.
-    pub(crate) fn tree(&self) -> Value {
-        match &self.0 {
-            Body::Written(state) => serde_json::to_value(&**state).unwrap_or_default(),
-            Body::Read(tree) => tree.clone(),
-        }
+    /// All but the resources; the whole, if it is not of that shape.
+    pub(crate) fn head(&self) -> &Value {
+        &self.0.head
+    }
+
+    /// The resources, if there is a list of them.
+    pub(crate) fn resources(&self) -> Option<&[Fitted<ResourceState>]> {
+        self.0.resources.as_deref()
     }
 }
 
@@ -98,13 +105,17 @@ impl Document {
     /// # Ok::<(), serde_json::Error>(())
     /// ```
     pub fn for_libvirt(&self) -> Result<&Self, NotForLibvirt> {
-        let tree = self.tree();
-        let entries = tree.get("resources").and_then(Value::as_array).into_iter().flatten();
-        for entry in entries {
-            let owners = entry.get("owners").and_then(Value::as_array).into_iter().flatten();
-            let large = owners.filter_map(Value::as_u64).find(|id| i32::try_from(*id).is_err());
+        for entry in self.resources().into_iter().flatten() {
+            let large = |id: &u64| i32::try_from(*id).is_err();
+            let large = match entry {
+                Fitted::Fits(state) => state.owners.iter().copied().find(large),
+                Fitted::Odd(tree) => {
+                    let owners = tree.get("owners").and_then(Value::as_array);
+                    owners.into_iter().flatten().filter_map(Value::as_u64).find(large)
+                }
+            };
             if let Some(owner) = large.map(OwnerId::new) {
-                let name = entry.get("name").and_then(Value::as_str).unwrap_or_default();
+                let name = entry.name().unwrap_or_default();
                 return Err(NotForLibvirt { name: name.into(), owner });
             }
         }
@@ -114,33 +125,79 @@ impl Document {
 
 impl Serialize for Document {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.0 {
-            Body::Written(state) => state.serialize(serializer),
-            Body::Read(tree) => tree.serialize(serializer),
-        }
+        self.0.serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Document {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self(Body::Read(Value::deserialize(deserializer)?)))
+        let state = match Fitted::deserialize(deserializer)? {
+            Fitted::Fits(state) => state,
+            Fitted::Odd(head) => SpaceState { head, resources: None },
+        };
+        Ok(Self(Arc::new(state)))
     }
 }
 
 impl PartialEq for Document {
     fn eq(&self, other: &Self) -> bool {
-        self.tree() == other.tree()
+        let tree = |document: &Self| serde_json::to_value(document).unwrap_or_default();
+        tree(self) == tree(other)
     }
 }
 
+const DIRECTORY: &str = "directory";
+const RESOURCES: &str = "resources";
+
 /// A space.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct SpaceState {
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) directory: Option<String>,
-    pub(crate) resources: Vec<ResourceState>,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(crate) lockspace: Option<SpaceMore>,
+#[derive(Debug)]
+struct SpaceState {
+    /// All but a list of resources.
+    head: Value,
+    resources: Option<Vec<Fitted<ResourceState>>>,
+}
+
+impl Fit for SpaceState {
+    fn map<'de, A: MapAccess<'de>>(mut map: A) -> Result<Fitted<Self>, A::Error> {
+        let (mut head, mut resources) = (Map::new(), None);
+        while let Some(key) = map.next_key_seed(Keys(&[RESOURCES]))? {
+            let (key, value) = match key {
+                Key::Known(key) => match map.next_value()? {
+                    Fitted::Fits(list) => {
+                        resources = Some(list);
+                        head.remove(key);
+                        continue;
+                    }
+                    // As always, the last of several counts.
+                    Fitted::Odd(odd) => {
+                        resources = None;
+                        (key.to_owned(), odd)
+                    }
+                },
+                Key::Other(key) => (key, map.next_value()?),
+            };
+            head.insert(key, value);
+        }
+        Ok(Fitted::Fits(Self { head: head.into(), resources }))
+    }
+}
+
+impl Serialize for SpaceState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (Value::Object(head), Some(resources)) = (&self.head, &self.resources) else {
+            return self.head.serialize(serializer);
+        };
+        // In libvirt's order.
+        let mut map = serializer.serialize_map(Some(head.len() + 1))?;
+        if let Some(directory) = head.get(DIRECTORY) {
+            map.serialize_entry(DIRECTORY, directory)?;
+        }
+        map.serialize_entry(RESOURCES, resources)?;
+        for (key, value) in head.iter().filter(|(key, _)| *key != DIRECTORY) {
+            map.serialize_entry(key, value)?;
+        }
+        map.end()
+    }
 }
 
 /// What libvirt does not say of a space.
@@ -163,7 +220,7 @@ pub(crate) struct SpaceMore {
 }
 
 /// A resource.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResourceState {
     pub(crate) name: String,
@@ -177,8 +234,38 @@ pub(crate) struct ResourceState {
     pub(crate) lockspace: Option<ResourceMore>,
 }
 
+fit_map!(ResourceState {
+    name = "name", path = "path", fd = "fd", lock_held = "lockHeld", flags = "flags", owners = "owners";
+    lockspace
+});
+
+impl Fitted<ResourceState> {
+    pub(crate) fn name(&self) -> Option<&str> {
+        match self {
+            Self::Fits(state) => Some(&state.name),
+            Self::Odd(tree) => tree.get("name")?.as_str(),
+        }
+    }
+
+    pub(crate) fn fd(&self) -> Option<i64> {
+        match self {
+            Self::Fits(state) => Some(state.fd),
+            Self::Odd(tree) => tree.get("fd")?.as_i64(),
+        }
+    }
+}
+
+impl Fit for Vec<u64> {
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Fitted<Self>, A::Error> {
+        Ok(match list_of(list)? {
+            Fitted::Fits(ids) => Fitted::Fits(ids.into_vec()),
+            Fitted::Odd(odd) => Fitted::Odd(odd),
+        })
+    }
+}
+
 /// What libvirt does not say of a resource.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct ResourceMore {
     pub(crate) range: RangeState,
     pub(crate) device: u64,
@@ -188,6 +275,11 @@ pub(crate) struct ResourceMore {
     pub(crate) hex: Option<String>,
 }
 
+fit_map!(ResourceMore {
+    range = "range", device = "device", inode = "inode", origin = "origin";
+    hex
+});
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OriginState {
@@ -195,6 +287,13 @@ pub(crate) enum OriginState {
     AutoCreated,
     Opened,
     InMemory,
+}
+
+impl Fit for OriginState {
+    fn text(word: &str) -> Option<Self> {
+        let word: StrDeserializer<'_, serde::de::value::Error> = word.into_deserializer();
+        Self::deserialize(word).ok()
+    }
 }
 
 impl From<Origin> for OriginState {
@@ -223,6 +322,18 @@ impl From<OriginState> for Origin {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RangeState(u64, Option<u64>);
 
+impl Fit for RangeState {
+    fn list<'de, A: SeqAccess<'de>>(list: A) -> Result<Fitted<Self>, A::Error> {
+        Ok(match list_of(list)? {
+            Fitted::Fits(numbers) => match numbers[..] {
+                [Some(start), len] => Fitted::Fits(Self(start, len)),
+                _ => Fitted::Odd(numbers.into_vec().into()),
+            },
+            Fitted::Odd(odd) => Fitted::Odd(odd),
+        })
+    }
+}
+
 impl From<ByteRange> for RangeState {
     fn from(range: ByteRange) -> Self {
         Self(range.start(), range.len().map(|len| len.get()))
@@ -248,18 +359,18 @@ pub(crate) fn legible(text: &OsStr) -> (String, Option<String>) {
 }
 
 /// The text again; `None` if the hexadecimal is none.
-pub(crate) fn exact(legible: &str, hex: Option<&str>) -> Option<OsString> {
+pub(crate) fn exact<'a>(legible: &'a str, hex: Option<&str>) -> Option<Cow<'a, OsStr>> {
     match hex {
-        None => Some(OsString::from(legible)),
-        Some(hex) => hex::decode(hex).ok().map(OsString::from_vec),
+        None => Some(Cow::Borrowed(legible.as_ref())),
+        Some(hex) => hex::decode(hex).ok().map(|bytes| Cow::Owned(OsString::from_vec(bytes))),
     }
 }
 
 /// What a resource's state asks to be restored.
 #[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) name: OsString,
-    pub(crate) path: String,
+pub(crate) struct Wanted<'a> {
+    pub(crate) name: Cow<'a, OsStr>,
+    pub(crate) path: &'a str,
     pub(crate) fd: i64,
     pub(crate) lock_held: bool,
     pub(crate) mode: Mode,
@@ -267,17 +378,17 @@ pub(crate) struct Wanted {
     pub(crate) range: Option<ByteRange>,
     /// `None` in a document of libvirt's.
     pub(crate) id: Option<FileId>,
-    pub(crate) owners: Vec<OwnerId>,
+    pub(crate) owners: &'a [u64],
 }
 
 impl ResourceState {
     /// `Err` says what of it makes no sense.
-    pub(crate) fn wanted(self) -> Result<Wanted, &'static str> {
-        let more = self.lockspace;
-        let hex = more.as_ref().and_then(|more| more.hex.as_deref());
+    pub(crate) fn wanted(&self) -> Result<Wanted<'_>, &'static str> {
+        let more = self.lockspace.as_ref();
+        let hex = more.and_then(|more| more.hex.as_deref());
         let name = exact(&self.name, hex).ok_or("its hex is none")?;
         let auto_created = self.flags & AUTO_CREATED != 0;
-        let origin = match &more {
+        let origin = match more {
             Some(more) => more.origin.into(),
             None if auto_created => Origin::AutoCreated,
             None => Origin::Existing,
@@ -285,20 +396,20 @@ impl ResourceState {
         if auto_created != (origin == Origin::AutoCreated) {
             return Err("its flags and its origin disagree");
         }
-        let range = match &more {
+        let range = match more {
             Some(more) => Some(more.range.range().ok_or("its range is none")?),
             None => None,
         };
         Ok(Wanted {
             name,
-            path: self.path,
+            path: &self.path,
             fd: self.fd,
             lock_held: self.lock_held,
             mode: if self.flags & SHARED != 0 { Mode::Shared } else { Mode::Exclusive },
             origin,
             range,
             id: more.map(|more| FileId { dev: more.device, ino: more.inode }),
-            owners: self.owners.into_iter().map(OwnerId::new).collect(),
+            owners: &self.owners,
         })
     }
 }

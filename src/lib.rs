@@ -183,10 +183,14 @@ mod directory;
 #[cfg(feature = "snapshot")]
 mod document;
 mod error;
+#[cfg(feature = "snapshot")]
+mod fit;
 mod helper;
 mod holder;
 mod kernel;
 mod lease;
+#[cfg(feature = "snapshot")]
+mod listing;
 mod lock_file;
 mod lock_table;
 mod name;

@@ -10,8 +10,13 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::hash::Hash;
 use std::io::{self, Read};
+#[cfg(feature = "snapshot")]
+use std::os::fd::OwnedFd;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::str::FromStr;
+
+#[cfg(feature = "snapshot")]
+use rustix::fs::{Mode as FileMode, OFlags};
 
 use crate::request::{ByteRange, Mode};
 
@@ -27,22 +32,39 @@ pub(crate) fn locks_on_descriptor(fd: RawFd) -> io::Result<Vec<FdLock>> {
     locks_in(&own_fdinfo(fd)?)
 }
 
+/// As [`locks_on_descriptor`], for many descriptors: in half the time for each.
+#[cfg(feature = "snapshot")]
+#[derive(Debug)]
+pub(crate) struct OwnFdinfo {
+    directory: OwnedFd,
+    info: Vec<u8>,
+}
+
+#[cfg(feature = "snapshot")]
+impl OwnFdinfo {
+    /// For the calling thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::open("/proc/thread-self/fdinfo", flags, FileMode::empty())?;
+        Ok(Self { directory, info: Vec::with_capacity(1024) })
+    }
+
+    /// The locks that the descriptor of this number carries.
+    pub(crate) fn locks_on(&mut self, fd: RawFd) -> io::Result<Vec<FdLock>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let name = rustix::path::DecInt::new(fd);
+        let file = rustix::fs::openat(&self.directory, name, flags, FileMode::empty())?;
+        self.info.clear();
+        File::from(file).read_to_end(&mut self.info)?;
+        locks_in(&self.info)
+    }
+}
+
 fn locks_in(fdinfo: &[u8]) -> io::Result<Vec<FdLock>> {
     let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd lock line in fdinfo");
     fields(fdinfo, b"lock:")
         .map(|line| Entry::parse(line).map(|entry| entry.lock).ok_or_else(odd))
         .collect()
-}
-
-/// How one descriptor of this process was opened (`O_RDONLY`, `O_WRONLY` or `O_RDWR`), and the
-/// locks that it carries. `NotFound` if it is not open.
-#[cfg(feature = "snapshot")]
-pub(crate) fn access_and_locks(fd: RawFd) -> io::Result<(i32, Vec<FdLock>)> {
-    let info = own_fdinfo(fd)?;
-    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd fdinfo");
-    let flags = fields(&info, b"flags:").next().and_then(|flags| str::from_utf8(flags).ok());
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags, 8).ok()).ok_or_else(odd)?;
-    Ok((flags & libc::O_ACCMODE, locks_in(&info)?))
 }
 
 /// A lock, without its holder.

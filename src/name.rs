@@ -335,6 +335,15 @@ impl Name {
         matches!(self.way, Way::Opened(_))
     }
 
+    /// Whether this is the path of the lock file, without an allocation; `false` may be wrong.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn has_path(&self, path: &str) -> bool {
+        self.lead(|leads| match leads {
+            Leads::In { whole: own, .. } | Leads::To(own) => own.to_bytes() == path.as_bytes(),
+            Leads::Nowhere => false,
+        })
+    }
+
     /// The path of the lock file; empty where there is none.
     pub(crate) fn path(&self) -> PathBuf {
         match &self.way {

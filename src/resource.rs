@@ -600,9 +600,9 @@ pub(crate) struct Owners(SmallVec<[Holds; 1]>);
 impl Owners {
     /// These owners, with as many kept holds each as they are named.
     #[cfg(feature = "snapshot")]
-    pub(crate) fn kept(ids: &[OwnerId]) -> Self {
+    pub(crate) fn kept(ids: impl Iterator<Item = OwnerId>) -> Self {
         let mut owners = Self(SmallVec::new());
-        for &owner in ids {
+        for owner in ids {
             match owners.find(owner) {
                 Ok(at) => owners.0[at].kept += 1,
                 Err(at) => owners.0.insert(at, Holds { owner, leased: 0, kept: 1, at: 0 }),

@@ -33,6 +33,15 @@ impl Resources {
         self.by_name.find(name.hash(), is_it).copied()
     }
 
+    /// Makes room for so many.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn reserve(&mut self, count: usize) {
+        let slots = &self.slots;
+        let hash_of = |slot: &Slot| Text::from(slots[slot.index()].name.text()).hash();
+        self.by_name.reserve(count, hash_of);
+        self.slots.reserve(count);
+    }
+
     /// Adds one whose name is not there.
     pub(crate) fn insert(&mut self, hash: u64, resource: Resource) -> Slot {
         let index = self.slots.insert(resource);

@@ -1,31 +1,38 @@
 //! Taking over what a snapshot has carried through an exec, once every entry is proven.
 //!
-//! The descriptors come as numbers in a text. Until everything is proven they are only looked at,
-//! by way of `/proc`: to look at a number through a descriptor of ours would be to trust it
-//! already.
+//! The descriptors come as numbers in a text. Until everything is proven they are only looked at:
+//! they are borrowed, never owned, so that no way out closes one.
+//!
+//! What a descriptor carries, the kernel tells of the open file description itself: since Linux 6.6
+//! by `F_OFD_GETLK` with `F_UNLCK`, and always by `/proc/thread-self/fdinfo`, which takes six
+//! times as long. Not by `/proc/locks`, which does not tell whose an OFD lock is: beside a rival that
+//! locks and unlocks the same file, an unlocked descriptor would pass.
 #![allow(unsafe_code, reason = "numbers become descriptors of ours here: that is the contract")]
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use hashbrown::{HashMap, HashSet, HashTable};
+use rustix::fs::{AtFlags, FileType};
 use serde::Deserialize;
 use serde_json::Value;
+use smallvec::SmallVec;
 
-use crate::directory::FileId;
+use crate::directory::{FileId, is_local};
 use crate::document::{
     AUTO_CREATED, Document, ResourceState, SHARED, SpaceMore, VERSION, Wanted, exact, legible,
 };
 use crate::error::{BadRequest, OpenError};
-use crate::kernel::descriptor;
+use crate::fit::Fitted;
+use crate::kernel::{descriptor, ofd};
+use crate::listing::Listing;
 use crate::lock_file::{self, LockFile};
-use crate::lock_table::{FdLock, LockKind, access_and_locks};
-use crate::name::{Name, Naming, Place};
+use crate::lock_table::{FdLock, LockKind, OwnFdinfo};
+use crate::name::{Leads, Name, Naming, Place, Text};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId};
 use crate::resource::{Hold, Origin, Owners};
@@ -176,7 +183,8 @@ pub enum BadEntry {
 pub unsafe fn restore<'a>(
     documents: impl IntoIterator<Item = &'a Document>,
 ) -> Result<Vec<LockSpace>, RestoreError> {
-    let (spaces, mut bad) = prove(documents);
+    // SAFETY: says the caller.
+    let (spaces, mut bad) = unsafe { prove(documents) };
     if !bad.is_empty() {
         return Err(bad.swap_remove(0));
     }
@@ -194,7 +202,8 @@ pub unsafe fn restore<'a>(
 pub unsafe fn restore_what_verifies<'a>(
     documents: impl IntoIterator<Item = &'a Document>,
 ) -> (Vec<LockSpace>, Vec<RestoreError>) {
-    let (spaces, bad) = prove(documents);
+    // SAFETY: says the caller.
+    let (spaces, bad) = unsafe { prove(documents) };
     // SAFETY: says the caller.
     (unsafe { adopt(spaces) }, bad)
 }
@@ -207,6 +216,8 @@ struct Proven {
     file_mode: u32,
     stale: u64,
     entries: Vec<ProvenEntry>,
+    /// What is in the directory, if it was worth reading.
+    listing: Option<Listing>,
 }
 
 struct ProvenEntry {
@@ -214,7 +225,7 @@ struct ProvenEntry {
     mode: Mode,
     range: ByteRange,
     origin: Origin,
-    owners: Vec<OwnerId>,
+    owners: Owners,
     /// `None` in memory.
     file: Option<ProvenFile>,
 }
@@ -231,13 +242,13 @@ struct ProvenFile {
 /// # Safety
 /// As [`restore`].
 unsafe fn adopt(spaces: Vec<Proven>) -> Vec<LockSpace> {
-    let numbers: Vec<_> = spaces
+    let mut numbers: Vec<_> = spaces
         .iter()
         .flat_map(|space| &space.entries)
         .filter_map(|entry| Some(entry.file?.number))
         .collect();
     // They are open, so it cannot fail.
-    let _ = descriptor::set_close_on_exec(&numbers, true);
+    let _ = descriptor::close_all_on_exec(&mut numbers);
     let adopted = spaces.into_iter().map(|space| {
         let holds = space.entries.into_iter().map(|entry| {
             let file = entry.file.map(|file| {
@@ -246,24 +257,27 @@ unsafe fn adopt(spaces: Vec<Proven>) -> Vec<LockSpace> {
                 let fd = unsafe { descriptor::adopt(file.number) };
                 LockFile::restored(fd, file.id, entry.range, file.writable)
             });
-            let owners = Owners::kept(&entry.owners);
-            let ProvenEntry { name, mode, range, origin, .. } = entry;
+            let ProvenEntry { name, mode, range, origin, owners, .. } = entry;
             (name, Hold::new(file, range, mode, origin, owners))
         });
         let how = (space.range, space.file_mode);
-        Inner::restored(space.process, space.place, how, space.stale, holds.collect())
+        Inner::restored(space.process, space.place, how, space.stale, holds)
     });
     adopted.collect()
 }
 
 /// Proves what can be proven. Changes nothing.
-fn prove<'a>(
+///
+/// # Safety
+/// As [`restore`].
+unsafe fn prove<'a>(
     documents: impl IntoIterator<Item = &'a Document>,
 ) -> (Vec<Proven>, Vec<RestoreError>) {
-    let mut prover = Prover::default();
+    // SAFETY: says the caller.
+    let mut prover = unsafe { Prover::new() };
     let mut spaces = Vec::new();
     for (index, document) in documents.into_iter().enumerate() {
-        match prover.space(index, &document.tree()) {
+        match prover.space(index, document) {
             Ok(space) => spaces.push(space),
             Err(why) => prover.bad.push(RestoreError {
                 document: index,
@@ -277,20 +291,32 @@ fn prove<'a>(
     (spaces, prover.bad)
 }
 
-#[derive(Default)]
+/// From so many entries on, the directory is read as a whole.
+const WORTH_LISTING: usize = 64;
+
 struct Prover {
     numbers: HashSet<RawFd>,
     /// The descriptors of each file: only those can be duplicates of each other.
-    of_file: HashMap<FileId, Vec<RawFd>>,
+    of_file: HashMap<FileId, SmallVec<[RawFd; 2]>>,
+    /// The device that was asked about last, and whether its file system is local.
+    device: Option<(u64, bool)>,
+    info: Option<OwnFdinfo>,
     bad: Vec<RestoreError>,
 }
 
 impl Prover {
-    fn space(&mut self, document: usize, tree: &Value) -> Result<Proven, BadEntry> {
+    /// # Safety
+    /// As [`restore`], as long as it is used: it borrows what documents name.
+    unsafe fn new() -> Self {
+        let (numbers, of_file) = (HashSet::new(), HashMap::new());
+        Self { numbers, of_file, device: None, info: None, bad: Vec::new() }
+    }
+
+    fn space(&mut self, index: usize, document: &Document) -> Result<Proven, BadEntry> {
         let malformed = |error: serde_json::Error| BadEntry::Malformed(error.to_string());
         let missing = |what: &str| BadEntry::Malformed(format!("no {what}"));
-        let entries = tree.get("resources").and_then(Value::as_array);
-        let entries = entries.ok_or_else(|| missing("array `resources`"))?;
+        let entries = document.resources().ok_or_else(|| missing("array `resources`"))?;
+        let tree = document.head();
         let more = match tree.get("lockspace") {
             Some(more) => {
                 let version = more.get("version").and_then(Value::as_u64);
@@ -304,9 +330,8 @@ impl Prover {
         let directory = match tree.get("directory") {
             Some(Value::String(path)) => {
                 let hex = more.as_ref().and_then(|more| more.hex.as_deref());
-                Some(PathBuf::from(
-                    exact(path, hex).ok_or_else(|| missing("hexadecimal in `hex`"))?,
-                ))
+                let path = exact(path, hex).ok_or_else(|| missing("hexadecimal in `hex`"))?;
+                Some(PathBuf::from(&*path))
             }
             Some(_) => return Err(BadEntry::Malformed("`directory` is no string".to_owned())),
             None => None,
@@ -328,42 +353,80 @@ impl Prover {
                     return Err(BadEntry::DirectoryReplaced);
                 }
                 let range = more.range.range().ok_or_else(|| missing("sensible range"))?;
-                let (file_mode, stale, entries) = (more.file_mode, more.stale_retries, Vec::new());
-                Proven { place, process, range, file_mode, stale, entries }
+                let (file_mode, stale) = (more.file_mode, more.stale_retries);
+                Proven {
+                    place,
+                    process,
+                    range,
+                    file_mode,
+                    stale,
+                    entries: Vec::new(),
+                    listing: None,
+                }
             }
             // libvirt's: the directory's files have the resources' names.
             None => {
                 let naming = directory.map_or_else(Naming::direct, Naming::verbatim);
                 let place = naming.reopen().map_err(BadEntry::Directory)?;
                 let (range, file_mode) = (ByteRange::FIRST, 0o600);
-                Proven { place, process, range, file_mode, stale: 0, entries: Vec::new() }
+                let entries = Vec::new();
+                Proven { place, process, range, file_mode, stale: 0, entries, listing: None }
             }
         };
-        let mut names = HashSet::new();
-        for (index, entry) in entries.iter().enumerate() {
+        let capacity = entries.len();
+        space.entries.reserve(capacity);
+        if capacity >= WORTH_LISTING {
+            space.listing = space.place.directory().and_then(|dir| Listing::read(dir, capacity));
+        }
+        self.numbers.reserve(capacity);
+        self.of_file.reserve(capacity);
+        let mut names = HashTable::<usize>::with_capacity(capacity);
+        for (at, entry) in entries.iter().enumerate() {
             let proven = self.entry(&space, entry).and_then(|proven| {
-                match names.insert(proven.name.text().to_owned()) {
-                    true => Ok(proven),
-                    false => Err(BadEntry::DuplicateName),
+                let name = Text::from(proven.name.text());
+                let is_it = |other: &usize| space.entries[*other].name.text() == name.as_str();
+                match names.find(name.hash(), is_it) {
+                    Some(_) => Err(BadEntry::DuplicateName),
+                    None => Ok(proven),
                 }
             });
             match proven {
-                Ok(proven) => space.entries.push(proven),
+                Ok(proven) => {
+                    let hash_of = |name: &Name| Text::from(name.text()).hash();
+                    let hash = hash_of(&proven.name);
+                    let hash_at = |at: &usize| hash_of(&space.entries[*at].name);
+                    names.insert_unique(hash, space.entries.len(), hash_at);
+                    space.entries.push(proven);
+                }
                 Err(why) => self.bad.push(RestoreError {
-                    document,
-                    entry: Some(index),
-                    name: entry.get("name").and_then(Value::as_str).map(OsString::from),
-                    fd: entry.get("fd").and_then(Value::as_i64),
+                    document: index,
+                    entry: Some(at),
+                    name: entry.name().map(OsString::from),
+                    fd: entry.fd(),
                     why,
                 }),
             }
         }
-        Ok(space)
+        match space.place.directory() {
+            Some(directory) if !directory.is_where_it_was() => Err(BadEntry::DirectoryReplaced),
+            _ => Ok(space),
+        }
     }
 
-    fn entry(&mut self, space: &Proven, entry: &Value) -> Result<ProvenEntry, BadEntry> {
-        let state = ResourceState::deserialize(entry);
-        let state = state.map_err(|error| BadEntry::Malformed(error.to_string()))?;
+    fn entry(
+        &mut self,
+        space: &Proven,
+        entry: &Fitted<ResourceState>,
+    ) -> Result<ProvenEntry, BadEntry> {
+        let read;
+        let state = match entry {
+            Fitted::Fits(state) => state,
+            Fitted::Odd(tree) => {
+                let state = ResourceState::deserialize(tree);
+                read = state.map_err(|error| BadEntry::Malformed(error.to_string()))?;
+                &read
+            }
+        };
         if state.flags & !(SHARED | AUTO_CREATED) != 0 {
             return Err(BadEntry::Flags(state.flags));
         }
@@ -376,11 +439,11 @@ impl Prover {
             _ => {}
         }
         let name = match wanted.origin {
-            Origin::Opened => Place::name_of_opened(&*wanted.name, (*wanted.path).into()),
+            Origin::Opened => Place::name_of_opened(&*wanted.name, wanted.path.into()),
             _ => space.place.name(&*wanted.name),
         };
         let name = name.map_err(BadEntry::Name)?;
-        if legible(name.path().as_os_str()).0 != wanted.path {
+        if !name.has_path(wanted.path) && legible(name.path().as_os_str()).0 != wanted.path {
             return Err(BadEntry::Path);
         }
         let range = wanted.range.unwrap_or(space.range);
@@ -395,16 +458,18 @@ impl Prover {
         let file = match in_memory {
             true if wanted.fd == -1 => None,
             true => return Err(BadEntry::Number),
-            false => Some(self.file(&name, &wanted, range)?),
+            false => Some(self.file(space, &name, &wanted, range)?),
         };
-        let Wanted { mode, origin, owners, .. } = wanted;
+        let Wanted { mode, origin, .. } = wanted;
+        let owners = Owners::kept(wanted.owners.iter().copied().map(OwnerId::new));
         Ok(ProvenEntry { name, mode, range, origin, owners, file })
     }
 
     fn file(
         &mut self,
+        space: &Proven,
         name: &Name,
-        wanted: &Wanted,
+        wanted: &Wanted<'_>,
         range: ByteRange,
     ) -> Result<ProvenFile, BadEntry> {
         let number = RawFd::try_from(wanted.fd).ok().filter(|number| *number > 2);
@@ -412,14 +477,10 @@ impl Prover {
         if !self.numbers.insert(number) {
             return Err(BadEntry::DuplicateDescriptor);
         }
-        let gone = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => BadEntry::NotOpen,
-            _ => BadEntry::Io(error),
-        };
-        let (access, locks) = access_and_locks(number).map_err(gone)?;
-        // Through /proc, which follows to the very file, and needs no descriptor of ours yet.
-        let stat = rustix::fs::stat(format!("/proc/self/fd/{number}"));
-        let stat = stat.map_err(|errno| gone(errno.into()))?;
+        // SAFETY: nobody closes it meanwhile, says whoever has made this.
+        let open = unsafe { descriptor::borrow(number) };
+        let (fd, access) = open.ok_or(BadEntry::NotOpen)?;
+        let stat = rustix::fs::fstat(fd).map_err(|errno| BadEntry::Io(errno.into()))?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile | FileType::BlockDevice => {}
             FileType::Directory => return Err(BadEntry::NotAFile("a directory")),
@@ -431,10 +492,15 @@ impl Prover {
         if wanted.id.is_some_and(|recorded| recorded != id) {
             return Err(BadEntry::OtherFile);
         }
-        check_lock(&locks, wanted.mode, range)?;
-        let there = lock_file::leads_to(name, id).map_err(|error| BadEntry::Io(error.source))?;
-        if !there {
-            return Err(BadEntry::Replaced);
+        if !self.carries_only(fd, id.dev, (wanted.mode, range)) {
+            let locks = self.locks_on(number).map_err(BadEntry::Io)?;
+            check_lock(&locks, wanted.mode, range)?;
+        }
+        if !is_in_directory(name, id, space.listing.as_ref()) {
+            let there = lock_file::leads_to(name, id);
+            if !there.map_err(|error| BadEntry::Io(error.source))? {
+                return Err(BadEntry::Replaced);
+            }
         }
         let others = self.of_file.entry(id).or_default();
         for &other in &*others {
@@ -447,6 +513,62 @@ impl Prover {
         others.push(number);
         Ok(ProvenFile { number, id, writable: access == libc::O_RDWR })
     }
+
+    /// What the descriptor carries, by its fdinfo.
+    fn locks_on(&mut self, number: RawFd) -> io::Result<Vec<FdLock>> {
+        let info = match self.info.take() {
+            Some(info) => info,
+            None => OwnFdinfo::open()?,
+        };
+        self.info.insert(info).locks_on(number)
+    }
+
+    /// Whether it is known at once that the description carries this lock and no other. `false`
+    /// says nothing.
+    fn carries_only(&mut self, fd: BorrowedFd<'_>, dev: u64, lock: (Mode, ByteRange)) -> bool {
+        // Elsewhere the file system itself would be asked: it may not know this question, and need
+        // not answer at all.
+        let local = match self.device {
+            Some((known, local)) if known == dev => local,
+            _ => is_local(fd),
+        };
+        self.device = Some((dev, local));
+        local && carries_only(fd, lock).unwrap_or(false)
+    }
+}
+
+/// Whether the name is one of a directory's, and the file is in there. `false` says nothing.
+///
+/// The directory's path led to it when the space was begun, and whether it still does is asked once
+/// in the end.
+fn is_in_directory(name: &Name, id: FileId, listing: Option<&Listing>) -> bool {
+    name.lead(|leads| {
+        let Leads::In { directory, file, .. } = leads else { return false };
+        let listed = |listing: &Listing| listing.has(file.to_bytes(), id.ino);
+        if directory.device() == id.dev && listing.is_some_and(listed) {
+            return true;
+        }
+        let stat = rustix::fs::statat(directory, *file, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| FileId::from(&stat) == id)
+    })
+}
+
+/// Whether the description carries this lock and no other, and nobody else has any on the file.
+///
+/// What the description carries cannot change meanwhile, and its own locks do not overlap: so it
+/// does not matter that these are several questions.
+fn carries_only(fd: BorrowedFd<'_>, (mode, range): (Mode, ByteRange)) -> io::Result<bool> {
+    let none_in = |start, last| match ByteRange::between(start, last) {
+        Some(range) => ofd::own_lock(fd, range).map(|lock| lock.is_none()),
+        None => Ok(false),
+    };
+    let before = range.start().checked_sub(1);
+    let after = range.len().map(|len| range.start() + len.get());
+    Ok(ofd::own_lock(fd, range)? == Some((mode, range))
+        && before.map_or(Ok(true), |last| none_in(0, Some(last)))?
+        && after.map_or(Ok(true), |start| none_in(start, None))?
+        // A record lock of this process, which would go with the descriptor.
+        && ofd::in_the_way(fd, Mode::Exclusive, ByteRange::WHOLE_FILE)?.is_none())
 }
 
 /// One lock and no other: an OFD lock of this mode and range.
@@ -458,5 +580,64 @@ fn check_lock(locks: &[FdLock], mode: Mode, range: ByteRange) -> Result<(), BadE
         (Some(FdLock { kind: LockKind::Posix, .. }), _) => Err(BadEntry::RecordLock),
         (Some(lock), None) if (lock.mode, lock.range) == (mode, range) => Ok(()),
         _ => Err(BadEntry::OtherLock),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsFd, AsRawFd};
+
+    use super::*;
+
+    /// Whatever a description carries, what the kernel answers at once and what stands in its
+    /// fdinfo is the same.
+    #[test]
+    fn both_proofs_agree() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |name: &str| {
+            let mut options = File::options();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(dir.path().join(name)).unwrap()
+        };
+        let range = |start, last| ByteRange::between(start, last).unwrap();
+        let ranges = [
+            range(0, Some(0)),
+            range(0, Some(9)),
+            range(5, Some(9)),
+            range(9, None),
+            range(0, None),
+        ];
+        let modes = [Mode::Shared, Mode::Exclusive];
+        let wanted: Vec<_> = modes.iter().flat_map(|&m| ranges.map(|r| (m, r))).collect();
+        let mut info = OwnFdinfo::open().unwrap();
+        let (mut proven, mut known) = (0, true);
+        for (at, first) in wanted.iter().enumerate() {
+            for second in wanted.iter().map(Some).chain([None]) {
+                let file = open(&at.to_string());
+                for (mode, range) in [Some(first), second].into_iter().flatten() {
+                    assert!(ofd::try_lock(file.as_fd(), *mode, *range).unwrap());
+                }
+                for &lock in &wanted {
+                    let locks = info.locks_on(file.as_raw_fd()).unwrap();
+                    let by_info = check_lock(&locks, lock.0, lock.1).is_ok();
+                    let at_once = carries_only(file.as_fd(), lock);
+                    known &= at_once.is_ok();
+                    let at_once = at_once.unwrap_or(by_info);
+                    assert_eq!(at_once, by_info, "{first:?} {second:?} {lock:?}");
+                    proven += usize::from(by_info);
+                }
+            }
+        }
+        assert!(proven > 20, "{proven}");
+        // Who else has a lock on the file does not make it ours; that of another makes it unsure.
+        let (file, other) = (open("other"), open("other"));
+        let lock = (Mode::Shared, ByteRange::FIRST);
+        assert!(ofd::try_lock(other.as_fd(), lock.0, lock.1).unwrap());
+        assert!(!known || !carries_only(file.as_fd(), lock).unwrap());
+        assert!(ofd::try_lock(file.as_fd(), lock.0, lock.1).unwrap());
+        assert!(!known || !carries_only(file.as_fd(), lock).unwrap());
+        ofd::unlock(other.as_fd(), lock.1).unwrap();
+        assert!(!known || carries_only(file.as_fd(), lock).unwrap());
     }
 }

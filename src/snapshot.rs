@@ -58,9 +58,10 @@ pub use crate::restore::{BadEntry, RestoreError, restore, restore_what_verifies}
 
 use crate::directory::FileId;
 use crate::document::{
-    AUTO_CREATED, ResourceMore, ResourceState, SHARED, SpaceMore, SpaceState, VERSION, legible,
+    AUTO_CREATED, ResourceMore, ResourceState, SHARED, SpaceMore, VERSION, legible,
 };
 use crate::error::InChild;
+use crate::fit::Fitted;
 use crate::kernel::exec;
 use crate::kernel::memory_file::{self, MemoryFile};
 use crate::lock_file::LockFile;
@@ -163,8 +164,7 @@ impl Snapshot {
             let stuck = |name: Arc<Name>| SnapshotError::Stuck { name: name.text().to_owned() };
             inner.freeze().map_err(stuck)?;
             snapshot.spaces.push(space.clone());
-            let state = state_of(inner, started, &mut snapshot.held);
-            snapshot.documents.push(Document::new(state));
+            snapshot.documents.push(document_of(inner, started, &mut snapshot.held));
         }
         Ok(snapshot)
     }
@@ -243,10 +243,10 @@ pub fn carried(number: u32) -> io::Result<Vec<u8>> {
 }
 
 /// What a frozen space holds, and the descriptors that it is held by.
-fn state_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> SpaceState {
+fn document_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> Document {
     let resources = inner.with_holds(|name, hold| {
         held.extend(hold.file().map(LockFile::number));
-        resource_state(name, hold)
+        Fitted::Fits(resource_state(name, hold))
     });
     let directory = inner.place.directory();
     let (path, hex) = match directory.map(|directory| legible(directory.path().as_os_str())) {
@@ -264,7 +264,7 @@ fn state_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> SpaceState {
         pid: std::process::id(),
         started,
     };
-    SpaceState { directory: path, resources, lockspace: Some(more) }
+    Document::new(path, resources, &more)
 }
 
 fn resource_state(name: &Name, hold: &Hold) -> ResourceState {

@@ -615,9 +615,10 @@ impl Inner {
         place: Place,
         how: (ByteRange, u32),
         stale: u64,
-        holds: Vec<(Arc<Name>, Hold)>,
+        holds: impl ExactSizeIterator<Item = (Arc<Name>, Hold)>,
     ) -> LockSpace {
         let mut map = Map::default();
+        map.resources.reserve(holds.len());
         for (name, hold) in holds {
             let owners = hold.owners.ids();
             let hash = Text::from(name.text()).hash();

@@ -11,7 +11,10 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use common::process::{close_number, in_child, ofd_lock, record_lock, unlock_ofd};
+use common::process::{
+    Child, close_number, in_child, is_root, ofd_lock, record_lock, unlock_ofd, unlock_record,
+    unshare_mounts,
+};
 use common::state::{
     Picture, at, closes_on_exec, disown, is_good_state, leave_behind, numbers_in, restore,
     restore_what_verifies,
@@ -329,6 +332,52 @@ fn descriptors_that_are_not_locked_as_they_should_be() {
     });
 }
 
+/// What another process does to the file at the same time must not look like a lock of ours.
+#[test]
+fn an_unlocked_descriptor_beside_a_rival_that_toggles_the_same_lock() {
+    in_world(|world| {
+        let (a, path) = (world.number(DIRECTORY, EXCLUSIVE), world.path(DIRECTORY, EXCLUSIVE));
+        unlock_ofd(at(a), 0, 1).unwrap();
+        let (mut shared, own) = (world.documents.clone(), rustix::process::getpid());
+        shared[DIRECTORY]["resources"][EXCLUSIVE]["flags"] = 1.into();
+        let stop = world.dir.path().join("stop");
+        let rivals = [(true, true), (false, true), (true, false)].map(|(exclusive, ofd)| {
+            Child::fork(|| {
+                let file = File::options().read(true).write(true).open(&path).unwrap();
+                while rustix::process::getppid() == Some(own) && !stop.exists() {
+                    for _ in 0..1000 {
+                        // Refused where another rival has it.
+                        if ofd {
+                            let _ = ofd_lock(&file, exclusive, 0, 1);
+                            unlock_ofd(&file, 0, 1).unwrap();
+                        } else {
+                            let _ = record_lock(&file, exclusive, 0, 1);
+                            unlock_record(&file, 0, 1).unwrap();
+                        }
+                    }
+                }
+                ""
+            })
+        });
+        let (mut unlocked, mut tries) = (0, 0);
+        while tries < 4000 {
+            for documents in [&world.documents, &shared] {
+                let error = restore(documents).map(std::mem::forget).expect_err("it has no lock");
+                assert_eq!((error.document, error.entry), (DIRECTORY, Some(EXCLUSIVE)), "{error}");
+                unlocked += usize::from(matches!(error.why, BadEntry::Unlocked));
+                tries += 1;
+            }
+        }
+        assert_eq!(unlocked, tries);
+        fs::write(&stop, "").unwrap();
+        for rival in rivals {
+            rival.join();
+        }
+        fs::remove_file(&stop).unwrap();
+        ofd_lock(at(a), true, 0, 1).unwrap();
+    });
+}
+
 #[test]
 fn documents_that_disagree_with_the_lock() {
     in_world(|world| {
@@ -613,6 +662,48 @@ fn a_bad_entry_after_a_thousand_good_ones() {
         let (spaces, bad) = restore_what_verifies(&world.documents);
         assert_eq!((spaces[0].list().len(), bad.len()), (1000, 1));
         assert_names(&bad[0], &world.documents, 0, Some(1000));
+    });
+}
+
+#[test]
+fn a_file_that_is_mounted_on_one_of_a_hundred_names() {
+    use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+
+    if !is_root() {
+        return eprintln!("skipped: only root may mount");
+    }
+    in_child(|| {
+        unshare_mounts().unwrap();
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let space = LockSpace::open(Naming::verbatim(dir.path().join("locks"))).unwrap();
+        let lock = |index| {
+            let name = format!("{index:03}");
+            space.acquire(ONE, Request::exclusive(&*name).auto_create(), Wait::NO).unwrap()
+        };
+        let leases: Vec<_> = (0..100).map(lock).collect();
+        let documents = leave_behind(vec![space], leases);
+        let world = World { dir, documents };
+        // The directory shows the inode beneath; who opens the name locks the other file.
+        let (other, name) = (world.dir.path().join("other"), world.path(0, 42));
+        fs::write(&other, "").unwrap();
+        mount_bind(&other, &name).unwrap();
+        world.refuses(&world.documents, (0, Some(42)), is!(BadEntry::Replaced));
+        unmount(&name, UnmountFlags::empty()).unwrap();
+        // One that has gone, and one that has taken another's place.
+        let (a, b) = (world.path(0, 7), world.path(0, 8));
+        fs::rename(&a, &other).unwrap();
+        world.refuses(&world.documents, (0, Some(7)), is!(BadEntry::Replaced));
+        fs::rename(&b, &a).unwrap();
+        world.refuses(&world.documents, (0, Some(7)), is!(BadEntry::Replaced));
+        fs::rename(&a, &b).unwrap();
+        fs::rename(&other, &a).unwrap();
+        // Where a mount is elsewhere below, each is looked up.
+        fs::create_dir(world.dir.path().join("locks/below")).unwrap();
+        mount_bind(world.dir.path(), world.dir.path().join("locks/below")).unwrap();
+        assert_eq!(restore(&world.documents).unwrap()[0].list().len(), 100);
+        unmount(world.dir.path().join("locks/below"), UnmountFlags::empty()).unwrap();
     });
 }
 

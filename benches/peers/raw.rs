@@ -108,6 +108,25 @@ pub(crate) fn end(way: Way, fd: OwnedFd) {
     }
 }
 
+/// What proves an entry of a state document: the descriptor is open, on this file, and the kernel
+/// tells of its description that it carries this lock and no other, and of the file that nobody
+/// else has one.
+pub(crate) fn proven(fd: BorrowedFd<'_>) -> u64 {
+    rustix::fs::fcntl_getfl(fd).expect("fcntl");
+    let (_, inode, _) = fstat(Way::Assembly, fd);
+    let own = libc::F_UNLCK;
+    assert_eq!(lock_in(fd, own, 0, 1), libc::F_WRLCK);
+    assert_eq!(lock_in(fd, own, 1, 0), libc::F_UNLCK);
+    assert_eq!(lock_in(fd, libc::F_WRLCK, 0, 0), libc::F_UNLCK);
+    inode
+}
+
+/// Close-on-exec for all of these numbers.
+pub(crate) fn close_on_exec(first: i32, last: i32) {
+    // SAFETY: integers; with this flag it closes nothing.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
 fn open(way: Way, dir: BorrowedFd<'_>, file: &CStr, more: OFlags, mode: u32) -> Option<OwnedFd> {
     let flags = OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK | more;
     if way != Way::Libc {
@@ -163,7 +182,7 @@ fn unlink(way: Way, dir: BorrowedFd<'_>, file: &CStr) {
 }
 
 fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> bool {
-    let lock = libc::flock64 {
+    let mut lock = libc::flock64 {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start,
@@ -177,14 +196,28 @@ fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i6
             libc::fcntl(fd, libc::F_OFD_SETLK, &raw const lock) == 0
         },
         // SAFETY: the same.
-        Way::Assembly => unsafe { raw_fcntl(fd, libc::F_OFD_SETLK, &raw const lock) == 0 },
+        Way::Assembly => unsafe { raw_fcntl(fd, libc::F_OFD_SETLK, &raw mut lock) == 0 },
     }
+}
+
+/// The kind of the lock that the kernel finds.
+fn lock_in(fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> libc::c_int {
+    let mut lock = libc::flock64 {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    };
+    // SAFETY: F_OFD_GETLK reads and writes the lock, which lives through the call.
+    assert_eq!(unsafe { raw_fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }, 0);
+    lock.l_type.into()
 }
 
 /// # Safety
 /// That of `fcntl`.
 #[cfg(target_arch = "x86_64")]
-unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> isize {
+unsafe fn raw_fcntl(fd: i32, command: i32, lock: *mut libc::flock64) -> isize {
     let result: isize;
     // SAFETY: the system call overwrites the registers that are named, and says the caller.
     unsafe {
@@ -196,7 +229,7 @@ unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> isize 
             in("rdx") lock,
             lateout("rcx") _,
             lateout("r11") _,
-            options(nostack, readonly, preserves_flags),
+            options(nostack, preserves_flags),
         );
     }
     result
@@ -205,7 +238,7 @@ unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> isize 
 /// # Safety
 /// That of `fcntl`.
 #[cfg(not(target_arch = "x86_64"))]
-unsafe fn raw_fcntl(fd: i32, command: i32, lock: *const libc::flock64) -> libc::c_long {
+unsafe fn raw_fcntl(fd: i32, command: i32, lock: *mut libc::flock64) -> libc::c_long {
     // SAFETY: says the caller.
     unsafe { libc::syscall(libc::SYS_fcntl, fd, command, lock) }
 }

@@ -545,7 +545,12 @@ impl Large {
     /// Those who can do it, beside so many that are held.
     pub(crate) fn who(self, place: &Place) -> Vec<&'static str> {
         let libvirt = place.libvirt.as_ref().map(|_| LIBVIRT);
-        let floor = matches!(self, Self::ReleaseOwner).then_some(FLOOR);
+        let floor = match self {
+            Self::ReleaseOwner => Some(FLOOR),
+            #[cfg(feature = "snapshot")]
+            Self::Restore => Some(FLOOR),
+            _ => None,
+        };
         [Some(OURS), libvirt, floor].into_iter().flatten().collect()
     }
 
@@ -563,6 +568,8 @@ impl Large {
             (Self::Snapshot, _) => libvirts_snapshot(place, size),
             #[cfg(feature = "snapshot")]
             (Self::Restore, OURS) => Some(our_restore(place, size)),
+            #[cfg(feature = "snapshot")]
+            (Self::Restore, FLOOR) => Some(raw_restore(place, size)),
             #[cfg(feature = "snapshot")]
             (Self::Restore, _) => libvirts_restore(place, size),
             _ => None,
@@ -702,6 +709,68 @@ fn our_restore(place: &Place, count: usize) -> Contender {
         total
     };
     Contender { name: OURS.to_owned(), run: Box::new(run) }
+}
+
+/// What a restore cannot do without: the text is parsed, the directory is read, and the kernel is
+/// asked about each descriptor. Nothing is compared, kept or allocated but the parsed entries.
+#[cfg(feature = "snapshot")]
+fn raw_restore(place: &Place, count: usize) -> Contender {
+    use std::mem::MaybeUninit;
+    use std::os::fd::BorrowedFd;
+
+    use lockspace::snapshot::Snapshot;
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct State<'a> {
+        #[serde(borrow)]
+        resources: Vec<Entry<'a>>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Entry<'a> {
+        name: &'a str,
+        path: &'a str,
+        fd: i32,
+        lock_held: bool,
+        flags: u64,
+        owners: [u64; 1],
+        lockspace: More<'a>,
+    }
+
+    #[derive(Deserialize)]
+    struct More<'a> {
+        range: (u64, Option<u64>),
+        device: u64,
+        inode: u64,
+        origin: &'a str,
+    }
+
+    let (directory, space) = held_by_us(place, count);
+    let snapshot = Snapshot::take([&space]).expect("a snapshot");
+    let text = serde_json::to_string(snapshot.documents()).expect("text");
+    std::mem::forget(snapshot);
+    contender(FLOOR, move || {
+        let _keep = &space;
+        let states: [State; 1] = serde_json::from_str(&text).expect("documents");
+        let open = open_directory(directory.path());
+        let mut buffer = [MaybeUninit::uninit(); 1 << 16];
+        let mut entries = rustix::fs::RawDir::new(&open, &mut buffer);
+        while let Some(entry) = entries.next() {
+            black_box(entry.expect("an entry").ino());
+        }
+        let (mut first, mut last) = (i32::MAX, 0);
+        for entry in black_box(&states[0].resources) {
+            let Entry { name, path, fd, lock_held, flags, owners, lockspace } = entry;
+            let More { range, device, inode, origin } = lockspace;
+            black_box((name, path, lock_held, flags, owners, range, device, origin));
+            // SAFETY: the space has it, and lives.
+            assert_eq!(raw::proven(unsafe { BorrowedFd::borrow_raw(*fd) }), *inode);
+            (first, last) = (first.min(*fd), last.max(*fd));
+        }
+        raw::close_on_exec(first, last);
+    })
 }
 
 fn libvirts_restore(place: &Place, count: usize) -> Option<Contender> {

@@ -46,10 +46,39 @@ pub(crate) fn in_the_way(
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
-    let number = |offset| u64::try_from(offset).unwrap_or_default();
-    let (start, len) = (number(lock.l_start), number(lock.l_len));
-    let last = len.checked_sub(1).and_then(|more| start.checked_add(more));
-    Ok(Some(ByteRange::between(start, last).unwrap_or(ByteRange::WHOLE_FILE)))
+    Ok(Some(range_of(&lock).unwrap_or(ByteRange::WHOLE_FILE)))
+}
+
+/// The range of a lock that the kernel tells.
+fn range_of(lock: &libc::flock64) -> Option<ByteRange> {
+    let (start, len) = (u64::try_from(lock.l_start).ok()?, u64::try_from(lock.l_len).ok()?);
+    // A length of 0 means to the end of the file.
+    let last = match len.checked_sub(1) {
+        Some(more) => Some(start.checked_add(more)?),
+        None => None,
+    };
+    ByteRange::between(start, last)
+}
+
+/// The first lock, of those that touch `range`, which this description itself carries. What others
+/// do to the file does not matter.
+///
+/// # Errors
+/// `EINVAL` before Linux 6.6.
+#[cfg(feature = "snapshot")]
+pub(crate) fn own_lock(
+    fd: BorrowedFd<'_>,
+    range: ByteRange,
+) -> io::Result<Option<(Mode, ByteRange)>> {
+    let mut lock = lock_on(libc::F_UNLCK, range);
+    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+    let mode = match libc::c_int::from(lock.l_type) {
+        libc::F_WRLCK => Mode::Exclusive,
+        libc::F_RDLCK => Mode::Shared,
+        _ => return Ok(None),
+    };
+    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd range of a lock");
+    Ok(Some((mode, range_of(&lock).ok_or_else(odd)?)))
 }
 
 /// Gives back what this description holds within `range`, whoever shares it.

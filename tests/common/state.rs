@@ -262,5 +262,7 @@ fn is_range(range: &Value) -> bool {
     const LAST: u64 = i64::MAX as u64;
     let Some([start, len]) = range.as_array().map(Vec::as_slice) else { return false };
     let Some(start) = start.as_u64().filter(|start| *start <= LAST) else { return false };
-    len.is_null() || len.as_u64().is_some_and(|len| len > 0 && len - 1 <= LAST - start)
+    // No file has the very last byte, so none but "all that follow" begins there.
+    let fits = |len: u64| len > 0 && start < LAST && len - 1 <= LAST - start;
+    len.is_null() || len.as_u64().is_some_and(fits)
 }
