@@ -285,11 +285,12 @@ impl Inner {
             let wanted = Wanted::new(self, target, terms)?;
             return self.try_now(owner, &wanted);
         }
-        let (wish, key) = (self.wish(owner, terms, None), Text::from(target.text()));
+        let key = Text::from(target.text());
         let mut map = self.map.lock();
         // Nearly always it is absent, or simply held: then nothing is made ready for more.
         if !map.is_frozen() {
             let Some(slot) = map.resources.find(key) else {
+                let wish = self.wish(owner, terms, None);
                 let name = match self.place.name(key) {
                     Ok(name) => name,
                     Err(why) => {
@@ -301,21 +302,19 @@ impl Inner {
                 return self.tried(transition, &wish, taken);
             };
             let resource = map.resources.at(slot);
-            match resource.admit(&wish) {
-                Admission::Joined => {
-                    let name = Arc::clone(&resource.name);
-                    drop(map);
-                    return Ok(self.lease(slot, name, &wish));
-                }
-                Admission::Refused(held, owners) if resource.hold().is_some() => {
-                    let name = Arc::clone(&resource.name);
-                    drop(map);
-                    let busy = Busy::inside(name, wish.mode, held, owners);
-                    return Err(AcquireError::Busy(busy));
-                }
-                _ => {}
+            if let Some((held, owners)) = resource.refuses(terms.mode) {
+                let name = Arc::clone(&resource.name);
+                drop(map);
+                return Err(AcquireError::Busy(Busy::inside(name, terms.mode, held, owners)));
+            }
+            let wish = self.wish(owner, terms, None);
+            if let Admission::Joined = resource.admit(&wish) {
+                let name = Arc::clone(&resource.name);
+                drop(map);
+                return Ok(self.lease(slot, name, &wish));
             }
         }
+        let wish = self.wish(owner, terms, None);
         self.try_with(map, key, wish, &Wanted::of(target, terms, None))
     }
 

@@ -57,6 +57,8 @@ pub enum Origin {
 #[derive(Debug)]
 pub(crate) struct Resource {
     pub(crate) name: Arc<Name>,
+    /// Of its name.
+    pub(crate) hash: u64,
     /// Tells it from those that have been in its slot lately.
     pub(crate) serial: u32,
     /// Somebody sleeps until the transition ends.
@@ -237,8 +239,19 @@ pub(crate) enum Admission {
 }
 
 impl Resource {
-    pub(crate) fn new(name: Arc<Name>, serial: u32, state: State) -> Self {
-        Self { name, serial, state, watched: false, queue: None }
+    pub(crate) fn new(name: Arc<Name>, hash: u64, serial: u32, state: State) -> Self {
+        Self { name, hash, serial, state, watched: false, queue: None }
+    }
+
+    /// Who holds it, if it is simply held, in a mode that excludes this one.
+    #[inline]
+    pub(crate) fn refuses(&self, mode: Mode) -> Option<(Mode, Blockers)> {
+        match &self.state {
+            State::Held(hold) if !hold.mode.compatible(mode) => {
+                Some((hold.mode, hold.owners.blockers()))
+            }
+            _ => None,
+        }
     }
 
     /// Lets the wish join, or says why not.
@@ -639,6 +652,7 @@ impl Owners {
     }
 
     /// Ends one hold of this owner.
+    #[inline]
     pub(crate) fn remove(&mut self, owner: OwnerId, care: Care) -> Result<Keeping, NoSuchHold> {
         let at = self.find(owner).map_err(|_| NoSuchHold)?;
         let holds = &mut self.0[at];
@@ -721,6 +735,7 @@ impl Owners {
     }
 
     /// For a refusal.
+    #[inline]
     pub(crate) fn blockers(&self) -> Blockers {
         match self.0[..] {
             [one] => Blockers::One([one.owner]),

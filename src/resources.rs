@@ -37,17 +37,18 @@ impl Resources {
     #[cfg(feature = "snapshot")]
     pub(crate) fn reserve(&mut self, count: usize) {
         let slots = &self.slots;
-        let hash_of = |slot: &Slot| Text::from(slots[slot.index()].name.text()).hash();
+        let hash_of = |slot: &Slot| slots[slot.index()].hash;
         self.by_name.reserve(count, hash_of);
         self.slots.reserve(count);
     }
 
     /// Adds one whose name is not there.
-    pub(crate) fn insert(&mut self, hash: u64, resource: Resource) -> Slot {
+    pub(crate) fn insert(&mut self, resource: Resource) -> Slot {
+        let hash = resource.hash;
         let index = self.slots.insert(resource);
         let slot = Slot(u32::try_from(index).expect("memory ends before slots do"));
         let slots = &self.slots;
-        let hash_of = |slot: &Slot| Text::from(slots[slot.index()].name.text()).hash();
+        let hash_of = |slot: &Slot| slots[slot.index()].hash;
         self.by_name.insert_unique(hash, slot, hash_of);
         slot
     }
@@ -55,8 +56,7 @@ impl Resources {
     /// It is absent from now on.
     pub(crate) fn remove(&mut self, slot: Slot) -> Resource {
         let resource = self.slots.remove(slot.index());
-        let hash = Text::from(resource.name.text()).hash();
-        if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == slot) {
+        if let Ok(entry) = self.by_name.find_entry(resource.hash, |other| *other == slot) {
             entry.remove();
         }
         resource

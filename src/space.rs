@@ -991,7 +991,7 @@ impl Map {
     fn insert(&mut self, hash: u64, name: Arc<Name>, state: State) -> Slot {
         // Cut: it only has to differ from those that were in the slot lately.
         let serial = self.next_serial() as u32;
-        self.resources.insert(hash, Resource::new(name, serial, state))
+        self.resources.insert(Resource::new(name, hash, serial, state))
     }
 
     fn next_serial(&mut self) -> u64 {
@@ -1037,7 +1037,9 @@ impl Map {
         let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
         let keeping = hold.owners.remove(owner, care)?;
         let left = resource.left(rings);
-        self.note(slot, owner, keeping);
+        if keeping != Keeping::Same {
+            self.note(slot, owner, keeping);
+        }
         Ok(left)
     }
 
