@@ -503,6 +503,7 @@ impl Inner {
     }
 
     /// The kernel has refused the lock: by another name the file may be held here all the same.
+    #[cold]
     pub(crate) fn contended(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
         // In a directory, one file has one name.
         if name.directory().is_some() {
@@ -1226,6 +1227,7 @@ fn stuck(resource: &Resource) -> AcquireError {
 }
 
 /// A refusal as the caller sees it.
+#[cold]
 pub(crate) fn refused(
     refusal: Refusal,
     text: &OsStr,

@@ -139,6 +139,7 @@ impl Directory {
     }
 
     /// Whether its path still leads to it.
+    #[cold]
     pub(crate) fn is_where_it_was(&self) -> bool {
         let it_is = rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id);
         if !it_is {

@@ -51,6 +51,7 @@ pub struct IoError {
 }
 
 impl IoError {
+    #[cold]
     pub(crate) fn new(
         call: &'static str,
         path: impl Into<PathBuf>,

@@ -119,44 +119,66 @@ impl LockFile {
             let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
             let stat = rustix::fs::fstat(&fd);
             let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
-            if let Err(refusal) = check_file(&stat, || leads.path(), ask) {
-                ofd::unlock_and_close(fd);
-                return Err(refusal);
-            }
             let file = Self::opened_at(leads, fd, &stat, ask);
+            // As it is nearly always. All else is looked at closely.
+            if matches!(locked, Ok(true))
+                && is_plain(&stat, ask)
+                && (straight && file.has_its_name(&stat) || file.is_there(leads))
+            {
+                leads.were_followed(straight);
+                return Ok(file);
+            }
             let locked = locked.map_err(|source| IoError::new("fcntl", leads.path(), source));
-            let seen =
-                locked.and_then(|locked| match straight && locked && file.has_its_name(&stat) {
-                    true => Ok((true, Identity::Same)),
-                    false => Ok((locked, is_at(file.id, leads)?)),
-                });
-            let refused = match seen {
-                Ok((true, Identity::Same)) => {
-                    leads.were_followed(straight);
-                    return Ok(file);
-                }
-                // Nobody holds it any more. Only a remover that was stopped takes long.
-                Ok((false, Identity::Same)) if attempt < TRIES / 2 && !file.is_held(ask) => {
-                    let_pass(attempt);
-                    None
-                }
-                Ok((false, Identity::Same)) if !created => return Err(Refusal::Contended(file)),
-                // Somebody was faster to lock what we made. The next turn finds it theirs.
-                Ok((false, Identity::Same)) => None,
-                Ok((_, Identity::Moved(directory))) => Some(Refusal::Moved(directory)),
-                Ok((_, Identity::Stale)) => {
-                    stale.fetch_add(1, Ordering::Relaxed);
-                    None
-                }
-                Err(error) => Some(error.into()),
-            };
-            // What is left of a file that we made for nothing is removed like a last share.
-            let _ = file.release_from(leads, created.then_some(Mode::Shared));
-            if let Some(refused) = refused {
-                return Err(refused);
+            if let Some(taken) = file.judge(leads, ask, (locked, created), &stat, attempt, stale)? {
+                leads.were_followed(straight);
+                return Ok(taken);
             }
         }
         Err(Refusal::Unstable(TRIES))
+    }
+
+    /// What is to become of a file that was opened, and perhaps locked, perhaps created: it may be
+    /// ours all the same. `None`: begin again.
+    #[cold]
+    fn judge(
+        self,
+        leads: &Leads<'_>,
+        ask: &Ask,
+        (locked, created): (Result<bool, IoError>, bool),
+        stat: &Stat,
+        attempt: u32,
+        stale: &AtomicU64,
+    ) -> Result<Option<Self>, Refusal> {
+        if let Err(refusal) = check_file(stat, || leads.path(), ask) {
+            self.close();
+            return Err(refusal);
+        }
+        let refused = match locked.and_then(|locked| Ok((locked, is_at(self.id, leads)?))) {
+            Ok((true, Identity::Same)) => return Ok(Some(self)),
+            // Nobody holds it any more. Only a remover that was stopped takes long.
+            Ok((false, Identity::Same)) if attempt < TRIES / 2 && !self.is_held(ask) => {
+                let_pass(attempt);
+                None
+            }
+            Ok((false, Identity::Same)) if !created => return Err(Refusal::Contended(self)),
+            // Somebody was faster to lock what we made. The next turn finds it theirs.
+            Ok((false, Identity::Same)) => None,
+            Ok((_, Identity::Moved(directory))) => Some(Refusal::Moved(directory)),
+            Ok((_, Identity::Stale)) => {
+                stale.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            Err(error) => Some(error.into()),
+        };
+        // What is left of a file that we made for nothing is removed like a last share.
+        let _ = self.release_from(leads, created.then_some(Mode::Shared));
+        refused.map_or(Ok(None), Err)
+    }
+
+    /// Whether what the name leads to is this file; `false` may be a call that failed.
+    fn is_there(&self, leads: &Leads<'_>) -> bool {
+        let is_it = |stat: Stat| FileId::from(&stat) == self.id;
+        leads.stat().is_ok_and(|stat| stat.is_none_or(is_it))
     }
 
     fn opened_at(leads: &Leads<'_>, fd: OwnedFd, stat: &Stat, ask: &Ask) -> Self {
@@ -314,6 +336,7 @@ impl LockFile {
     }
 
     /// Whether somebody who stands in the way holds it, and is not just about to remove it.
+    #[cold]
     fn is_held(&self, ask: &Ask) -> bool {
         match ofd::in_the_way(self.fd.as_fd(), ask.mode, ask.range) {
             Ok(range) => range.is_some_and(|range| range != ByteRange::REMOVAL),
@@ -361,6 +384,7 @@ impl LockFile {
 
 /// Lets whoever removes a file get on with it: at first by a yield, as it takes microseconds; then,
 /// if its thread does not run on a busy machine, for a tenth of a second in all.
+#[cold]
 fn let_pass(attempt: u32) {
     match attempt {
         0..20 => std::thread::yield_now(),
@@ -373,13 +397,8 @@ fn let_pass(attempt: u32) {
 /// By the whole path, never relative to the open directory: one call then tells both that the
 /// directory is still where others look for it and that the file is still there.
 fn is_at(id: FileId, leads: &Leads<'_>) -> Result<Identity, IoError> {
-    let stat = match leads {
-        Leads::In { whole, .. } => rustix::fs::lstat(*whole),
-        Leads::To(path) => rustix::fs::stat(*path),
-        Leads::Nowhere => return Ok(Identity::Same),
-    };
-    match stat {
-        Ok(stat) if FileId::from(&stat) == id => Ok(Identity::Same),
+    match leads.stat() {
+        Ok(stat) if stat.is_none_or(|stat| FileId::from(&stat) == id) => Ok(Identity::Same),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match leads {
             Leads::In { directory, .. } if !directory.is_where_it_was() => {
                 Ok(Identity::Moved(directory.path().to_owned()))
@@ -493,6 +512,16 @@ const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY).union(OFlags::NONBLOC
 const OPEN_IN: OFlags = OPEN.union(OFlags::RDWR).union(OFlags::NOFOLLOW);
 
 impl Leads<'_> {
+    /// What is there; `None` where nothing can be.
+    fn stat(&self) -> Result<Option<Stat>, Errno> {
+        match self {
+            // Not through it, if it is a symlink.
+            Leads::In { whole, .. } => rustix::fs::lstat(*whole).map(Some),
+            Leads::To(path) => rustix::fs::stat(*path).map(Some),
+            Leads::Nowhere => Ok(None),
+        }
+    }
+
     /// Whether the whole path was seen to lead to the open directory a few milliseconds ago: then
     /// what it leads to now is what everybody else is led to.
     fn are_straight(&self) -> bool {
@@ -584,6 +613,7 @@ fn open_direct(path: &CStr, ask: &Ask) -> Result<Option<OwnedFd>, Refusal> {
     let to_path = || Path::new(OsStr::from_bytes(path.to_bytes()));
     // Before the open: to open a device can rewind a tape or reset a line.
     match rustix::fs::stat(path) {
+        Ok(stat) if is_plain(&stat, ask) => {}
         Ok(stat) => check_file(&stat, || to_path().to_owned(), ask)?,
         Err(Errno::NOENT) => return Err(Refusal::NotFound),
         Err(errno) => return Err(IoError::new("stat", to_path(), errno).into()),
@@ -623,6 +653,11 @@ fn check_access(flags: OFlags, mode: Mode) -> Result<(), Refusal> {
         Mode::Shared => (access != OFlags::WRONLY, "reading"),
     };
     if fits && !path_only { Ok(()) } else { Err(Refusal::Bad(BadRequest::WrongAccess { needs })) }
+}
+
+/// Whether it is what nearly all files are, and so needs no closer look.
+fn is_plain(stat: &Stat, ask: &Ask) -> bool {
+    !ask.refuse_hard_links && FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
 }
 
 /// Only a regular file or a block device can stand for a resource.

@@ -246,6 +246,7 @@ pub(crate) enum Leads<'a> {
 
 impl Leads<'_> {
     /// The path of the file; empty where there is none.
+    #[cold]
     pub(crate) fn path(&self) -> PathBuf {
         match self {
             Self::In { whole: path, .. } | Self::To(path) => {
@@ -345,6 +346,7 @@ impl Name {
     }
 
     /// The path of the lock file; empty where there is none.
+    #[cold]
     pub(crate) fn path(&self) -> PathBuf {
         match &self.way {
             Way::Opened(path) => path.to_path_buf(),

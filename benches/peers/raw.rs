@@ -58,11 +58,17 @@ pub(crate) fn remove(way: Way, dir: BorrowedFd<'_>, file: &CStr, fd: OwnedFd) {
     end(way, fd);
 }
 
-/// The least that a lockspace writes down around those calls: which resource is being acquired, held
-/// or released, found by its name, under one mutex that no system call is made under. No owner, no
-/// mode, no waiter, no error.
-#[derive(Default)]
-pub(crate) struct Registry(Mutex<HashMap<Arc<[u8]>, State>>);
+/// The least that a lockspace does around those calls. It looks whether the name can be one, writes
+/// down who is acquiring, holds or releases it, under one mutex that no system call is made under,
+/// makes the path of the file, and gives a lease that keeps the lockspace. No modes, no ranges, no
+/// counts, no kept holds, no waiters, no errors.
+pub(crate) struct Registry {
+    prefix: Vec<u8>,
+    map: Mutex<HashMap<Arc<[u8]>, Entry>>,
+}
+
+/// The owner, and what becomes of the resource.
+type Entry = (u64, State);
 
 enum State {
     Acquiring,
@@ -70,24 +76,65 @@ enum State {
     Releasing,
 }
 
+struct Lease {
+    registry: Arc<Registry>,
+    name: Arc<[u8]>,
+}
+
 impl Registry {
+    /// The files' paths begin with this.
+    pub(crate) fn new(prefix: &[u8]) -> Arc<Self> {
+        Arc::new(Self { prefix: prefix.to_vec(), map: Mutex::default() })
+    }
+
     pub(crate) fn cycle(
-        &self,
+        self: &Arc<Self>,
         name: &[u8],
-        begin: impl FnOnce() -> OwnedFd,
+        begin: impl FnOnce(&CStr) -> OwnedFd,
         end: impl FnOnce(OwnedFd),
     ) {
-        let name: Arc<[u8]> = name.into();
-        assert!(self.0.lock().insert(Arc::clone(&name), State::Acquiring).is_none());
-        let fd = begin();
-        *self.0.lock().get_mut(&name).expect("it is there") = State::Held(fd);
-        let fd = match self.0.lock().get_mut(&name).map(|s| std::mem::replace(s, State::Releasing))
+        self.acquire(name, 1, begin).expect("it is free").release(end);
+    }
+
+    #[inline(never)]
+    fn acquire(
+        self: &Arc<Self>,
+        name: &[u8],
+        owner: u64,
+        begin: impl FnOnce(&CStr) -> OwnedFd,
+    ) -> Option<Lease> {
+        if name.is_empty() || name.contains(&0) {
+            return None;
+        }
+        let key: Arc<[u8]> = name.into();
         {
-            Some(State::Held(fd)) => fd,
-            _ => unreachable!("it is held"),
+            let mut map = self.map.lock();
+            if map.contains_key(name) {
+                return None;
+            }
+            map.insert(Arc::clone(&key), (owner, State::Acquiring));
+        }
+        let mut path = [0; 256];
+        let len = self.prefix.len() + name.len();
+        path[..self.prefix.len()].copy_from_slice(&self.prefix);
+        path[self.prefix.len()..len].copy_from_slice(name);
+        let fd = begin(CStr::from_bytes_with_nul(&path[..=len]).expect("it has none"));
+        self.map.lock().get_mut(name)?.1 = State::Held(fd);
+        Some(Lease { registry: Arc::clone(self), name: key })
+    }
+}
+
+impl Lease {
+    #[inline(never)]
+    fn release(self, end: impl FnOnce(OwnedFd)) {
+        let held = {
+            let mut map = self.registry.map.lock();
+            map.get_mut(&self.name).map(|entry| std::mem::replace(&mut entry.1, State::Releasing))
         };
-        end(fd);
-        self.0.lock().remove(&name);
+        if let Some(State::Held(fd)) = held {
+            end(fd);
+        }
+        self.registry.map.lock().remove(&self.name);
     }
 }
 

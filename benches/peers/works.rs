@@ -1,7 +1,7 @@
 //! The works, and everyone who can do them.
 
 use std::collections::HashMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::hint::black_box;
 use std::os::fd::{AsFd, OwnedFd};
@@ -122,10 +122,10 @@ pub(crate) fn in_directory(place: &Place) -> Work {
         }));
     }
     let (theirs, file) = one_file(place);
-    let (path, registry) = (c(theirs.path().join(&file)), Registry::default());
+    let registry = Registry::new(theirs.path().join("").as_os_str().as_bytes());
     contenders.push(contender(BOUND, move || {
         let _keep = &theirs;
-        let begin = || raw::in_directory(Way::Assembly, &path);
+        let begin = |path: &CStr| raw::in_directory(Way::Assembly, path);
         registry.cycle(file.as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
     }));
     contenders.extend(others(place));
@@ -178,11 +178,11 @@ pub(crate) fn direct(place: &Place) -> Work {
         }));
     }
     let (theirs, file) = one_file(place);
-    let (path, registry) = (c(theirs.path().join(file)), Registry::default());
+    let (path, registry) = (theirs.path().join(file), Registry::new(b""));
     contenders.push(contender(BOUND, move || {
         let _keep = &theirs;
-        let begin = || raw::direct(Way::Assembly, &path);
-        registry.cycle(path.as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
+        let begin = |path: &CStr| raw::direct(Way::Assembly, path);
+        registry.cycle(path.as_os_str().as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
     }));
     contenders.extend(others(place));
     Work { title: "acquire and release on a direct path", contenders, ops: 400 }
@@ -290,11 +290,11 @@ pub(crate) fn auto_create(place: &Place) -> Work {
         }));
     }
     let directory = place.fresh();
-    let (path, registry) = (c(directory.path().join(&file)), Registry::default());
+    let registry = Registry::new(directory.path().join("").as_os_str().as_bytes());
     let (fd, name) = (open_directory(directory.path()), c(&file));
     contenders.push(contender(BOUND, move || {
         let _keep = &directory;
-        let begin = || raw::created(Way::Assembly, &path);
+        let begin = |path: &CStr| raw::created(Way::Assembly, path);
         let end = |file| raw::remove(Way::Assembly, fd.as_fd(), &name, file);
         registry.cycle(name.as_bytes(), begin, end);
     }));
