@@ -718,6 +718,7 @@ impl Inner {
                 .map(|request| Wanted::patiently(self, &request.target, request.terms, &patience));
             let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
             check_named_once(&wanted)?;
+            self.check_waits_for_others(owner, &wanted)?;
             let mut first = None;
             let mut rounds = 0;
             loop {
@@ -744,6 +745,23 @@ impl Inner {
                 }
             }
         })
+    }
+
+    /// Whatever else is in the way: what the owner itself holds would never be free.
+    fn check_waits_for_others(
+        &self,
+        owner: OwnerId,
+        wanted: &[Wanted<'_>],
+    ) -> Result<(), AcquireError> {
+        let mut map = self.map.lock();
+        for wanted in wanted {
+            let wish = wanted.wish(self, owner);
+            let resource = map.find((&*wanted.text).into());
+            if resource.is_some_and(|resource| resource.would_wait_for_itself(&wish)) {
+                return Err(AcquireError::Deadlock { name: wanted.text.to_os_string() });
+            }
+        }
+        Ok(())
     }
 
     /// One round: each request but the one that `lead` holds already is tried in order.

@@ -441,11 +441,12 @@ impl Resource {
         if hold.mode == to {
             return Conversion::Done;
         }
-        if hold.owners.total() > 1 {
-            return Conversion::Refused(hold.mode, hold.owners.others(owner));
-        }
+        // First what no wait could change.
         if to == Mode::Exclusive && hold.file().is_some_and(|file| !file.is_writable()) {
             return Conversion::NotUpgradable;
+        }
+        if hold.owners.total() > 1 {
+            return Conversion::Refused(hold.mode, hold.owners.others(owner));
         }
         let without = Backing::None(hold.range());
         let Backing::File(file) = std::mem::replace(&mut hold.backing, without) else {

@@ -409,7 +409,13 @@ fn a_direct_space_upgrades_what_was_asked_for_as_upgradable_only() {
         is_not_upgradable(lease.upgrade(wait));
         assert_eq!((lease.mode(), held(&image)), (Mode::Shared, Some(Mode::Shared)));
     }
-    drop(lease);
+    // Nor is it waited for others, and what joins a hold gets that hold's file.
+    let request = Request::shared(&image).upgradable();
+    let mut other = space.acquire(B, request, Wait::NO).unwrap();
+    for lease in [&mut lease, &mut other] {
+        is_not_upgradable(lease.upgrade(Wait::FOREVER));
+    }
+    drop((lease, other));
     let request = Request::shared(&image).upgradable();
     let mut lease = space.acquire(A, request, Wait::within(LONG)).unwrap();
     lease.upgrade(Wait::within(LONG)).unwrap();
