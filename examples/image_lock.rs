@@ -37,7 +37,8 @@ Locks disk images, all or none, prints `locked IMAGE as LOCKFILE` for each, and 
 If one is held, tells who holds it. Without arguments: a show, on images of its own.
 
   --shared        beside other shared holds, for an image that is only read
-  --dir DIR       lock files in DIR, instead of a directory of this user's own
+  --dir DIR       lock files in DIR, instead of a directory of this user's own (/run/lockspace of root's,
+                  else lockspace in $XDG_RUNTIME_DIR, else one in /tmp, which cleaners may sweep)
   --direct        lock the images themselves, without a lock file
   --sha256        name the lock files as libvirt does, instead of by MD5 (feature `sha256`)
   --owner N       hold them for owner N, instead of for this process

@@ -125,9 +125,9 @@ pub enum BadRequest {
     /// The resource is held through an open file that is not the one that was asked for.
     #[error("the name is held for another file")]
     OtherFile,
-    /// The hold's file is open for reading only, so it cannot become exclusive: ask with
-    /// [`Request::upgradable`](crate::Request::upgradable).
-    #[error("its file is open for reading only: ask with upgradable()")]
+    /// The hold's file is open for reading only, so it cannot become exclusive: the first of the
+    /// shared holds must ask with [`Request::upgradable`](crate::Request::upgradable).
+    #[error("its file is open for reading only: the first hold did not ask with upgradable()")]
     NotUpgradable,
     /// The same request names the file twice.
     #[error("the request names the same file as {other:?}")]
@@ -331,7 +331,10 @@ pub enum AcquireError {
     /// To wait would be to wait for ever: the owner waits for itself, or two shared holders wait
     /// for each other to become exclusive. So ends, at once, the wait of an owner for what it holds
     /// itself, as when a VM is started twice; a try is refused with [`Busy`](Self::Busy) then.
-    #[error("to wait for {name:?} would be to wait for ever")]
+    #[error(
+        "to wait for {name:?} would be to wait for ever: for its own owner, or for who waits to \
+         upgrade, too"
+    )]
     Deadlock {
         /// The resource.
         name: OsString,
@@ -358,7 +361,8 @@ pub enum AcquireError {
         tries: u32,
     },
     /// The path of the space's directory leads to another directory by now, so that others would
-    /// lock there what this space locks here.
+    /// lock there what this space locks here. In a burst of acquires this is found out a few
+    /// milliseconds later; until then they lock what the path leads to.
     #[error("{name:?}: the directory of the lock space, {}, was moved, removed or replaced", Shown(.directory))]
     Moved {
         /// The resource.
@@ -366,9 +370,9 @@ pub enum AcquireError {
         /// The directory that the space was opened with.
         directory: PathBuf,
     },
-    /// The space is frozen for a snapshot: what is held changes only when that is dropped. A wait
-    /// waits for it; this was none.
-    #[error("{name:?} cannot be acquired while a snapshot is being taken")]
+    /// The space is frozen by a snapshot: what is held changes only when that is dropped. A wait
+    /// waits for that, and gets this if its time is over before.
+    #[error("{name:?} cannot be acquired while its lock space is frozen by a snapshot")]
     Frozen {
         /// The resource.
         name: OsString,

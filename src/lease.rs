@@ -128,9 +128,9 @@ impl Lease {
     /// this process the second is refused at once; between processes a deadline ends it.
     ///
     /// # Errors
-    /// [`AcquireError::Busy`] if others hold it too; [`AcquireError::Deadlock`] if one of them
-    /// waits for the same, or is this owner; [`BadRequest::NotUpgradable`] in a direct space if
-    /// the request was not [`upgradable`](crate::Request::upgradable); those of a wait.
+    /// [`AcquireError::Busy`] if others hold it too; of a wait, [`AcquireError::Deadlock`] if one of
+    /// them waits for the same, or is this owner; [`BadRequest::NotUpgradable`] in a direct space if
+    /// the first of the shared holds was not [`upgradable`](crate::Request::upgradable); those of a wait.
     ///
     /// [`BadRequest::NotUpgradable`]: crate::BadRequest::NotUpgradable
     ///
@@ -174,7 +174,8 @@ impl Lease {
     /// Gives the hold into the space's care: it now lasts until
     /// [`LockSpace::release`](crate::LockSpace::release) or
     /// [`release_owner`](crate::LockSpace::release_owner) ends it, or the last handle of the
-    /// space is dropped. For daemons, which hold for clients.
+    /// space is dropped. For daemons, which hold for clients. Read [`name`](Self::name) before:
+    /// `release` goes by it.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};

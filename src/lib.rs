@@ -59,15 +59,16 @@
 //!    [`auto_create`](Request::auto_create).
 //! 4. **Lock** (`kernel/ofd.rs`): an OFD lock on the request's [`ByteRange`]. Then the name must
 //!    still lead to the descriptor's file, or everything begins again.
-//! 5. **Map** (`space.rs`, `resource.rs`): the hold and its owners, under a mutex under which no
-//!    system call is made.
+//! 5. **Map** (`space.rs`, `resources.rs`, `resource.rs`): the hold and its owners, under a mutex
+//!    under which no system call is made.
 //!
 //! `acquire.rs` is the road along all of these, at once or after a wait: `wait.rs` says how long,
 //! `watch.rs` sleeps until a file that somebody else holds is worth another look, and `helper.rs`
 //! makes the system calls that could hang past a deadline. `lease.rs` is the way back. `holder.rs`
 //! asks the kernel, by way of `lock_table.rs`, who is in the way. `snapshot.rs`, `document.rs` and
-//! `restore.rs` carry holds through an exec. `kernel/` has the `unsafe` code, all but what is
-//! `restore`'s contract.
+//! `restore.rs` carry holds through an exec; `fit.rs` reads documents that may be odd, and
+//! `listing.rs` a directory at once. `kernel/` has the `unsafe` code, all but what is `restore`'s
+//! contract.
 //!
 //! # Waiting
 //!
@@ -141,7 +142,8 @@
 //!
 //! In a directory of one user's own, which nobody sweeps: whoever can write there, or removes old
 //! files as cleaners of `/tmp` do, can make every lock worthless. A directory that is moved or
-//! replaced is found out by the next acquire ([`AcquireError::Moved`]).
+//! replaced is found out by the next acquire ([`AcquireError::Moved`]); in a burst of them, by one
+//! of the next few milliseconds, and until then they lock what the path leads to.
 //!
 //! ## QEMU
 //!

@@ -418,7 +418,8 @@ pub(crate) enum Means<'a> {
 impl<'a> Target<'a> {
     /// The disk image that this path leads to, by whatever spelling: the resource's name is the
     /// path with every symlink, `.` and `..` resolved, when the request is made. The lease tells
-    /// that name, and releases go by it. What is there must be a regular file or a block device.
+    /// that name, and releases go by it. What is there must be a regular file or a block device; an
+    /// image that is yet to be made is locked by its path as a name.
     ///
     /// Mirrors the `realpath` that libvirt leaves to its callers.
     #[must_use]

@@ -263,7 +263,8 @@ impl<'a> Request<'a> {
         Self::new(Mode::Shared, target)
     }
 
-    /// Creates the lock file where there is none, and removes it with the last release.
+    /// Creates the lock file, never an image, where there is none, and removes it with the last
+    /// release.
     ///
     /// Who asks for this also cleans up a file that was there before, such as one that a killed
     /// program left. Of several shared holds, the first in the process decides. A direct space
@@ -281,7 +282,7 @@ impl<'a> Request<'a> {
 
     /// Opens the file for writing even for a shared hold, so that the hold can become exclusive
     /// later. Only a direct space needs this: it opens for reading alone otherwise, so that a
-    /// read-only image can be shared.
+    /// read-only image can be shared. Of several shared holds, the first in the process decides.
     pub fn upgradable(mut self) -> Self {
         self.terms.upgradable = true;
         self

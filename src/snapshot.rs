@@ -232,7 +232,7 @@ impl Drop for Snapshot {
 /// file is closed.
 ///
 /// # Errors
-/// If the number is not that of such a file.
+/// If the number is not that of such a file; `NotFound` if it is not open.
 ///
 /// ```
 /// assert!(lockspace::snapshot::carried(0).is_err());

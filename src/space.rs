@@ -312,6 +312,7 @@ impl LockSpace {
     /// Acquires several resources for an owner: all, or none. One deadline covers them all, and the
     /// leases come in the order of the requests. While it waits for one, it holds none of the
     /// others, so two callers that ask for the same in opposite orders do not block each other.
+    /// What is wrong with the lock file of one may be told only when those before it are free.
     ///
     /// # Errors
     /// Those of [`acquire`](Self::acquire), about the request that was refused;
@@ -373,7 +374,7 @@ impl LockSpace {
         }
     }
 
-    /// Takes a kept hold back as a lease. The name is that of [`Lease::name`]: of an image, its
+    /// Takes a kept hold back as a lease, one for each call. The name is that of [`Lease::name`]: of an image, its
     /// resolved path.
     ///
     /// # Errors

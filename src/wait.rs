@@ -82,7 +82,8 @@ impl Wait {
 
 /// Ends waits from another thread. Clones are the same.
 ///
-/// It stays cancelled: a wait that begins later ends at once.
+/// It stays cancelled: a wait that begins later ends at once, also one that would only try, and
+/// also where the resource is free.
 ///
 /// ```
 /// use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
