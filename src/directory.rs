@@ -7,11 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::error::{IoError, OpenError};
 
@@ -33,10 +31,9 @@ impl From<&Stat> for FileId {
 
 /// An open directory, and the absolute path that led to it.
 ///
-/// Two processes must never believe in two directories. So a lock file is opened relative to the
-/// open directory, and must then be what the whole path leads to: that finds out a directory that
-/// was moved. In a burst of acquires only the first do so, and the others open by the whole path:
-/// wherever it leads, it leads everybody there.
+/// Lock files are opened relative to the open directory, so that no renaming sends an open or an
+/// unlink elsewhere; but two processes must never believe in two directories, so what was locked
+/// must also be what the path leads to (see `lock_file`).
 #[derive(Debug)]
 pub(crate) struct Directory {
     fd: OwnedFd,
@@ -45,17 +42,6 @@ pub(crate) struct Directory {
     prefix: OsString,
     id: FileId,
     local: bool,
-    /// In which tick the last looks at the path were, and in the lowest byte how many.
-    looks: AtomicU64,
-}
-
-/// How many acquires in one tick look at the path before the others go by what they saw.
-const LOOKS: u64 = 8;
-
-/// Counts the milliseconds, by four: about what the kernel's coarse clock can tell.
-fn tick() -> u64 {
-    let now = clock_gettime(ClockId::MonotonicCoarse);
-    (now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000) / 4
 }
 
 impl Directory {
@@ -102,7 +88,7 @@ impl Directory {
         if !prefix.as_bytes().ends_with(b"/") {
             prefix.push("/");
         }
-        Ok(Self { fd, path: absolute, prefix, id, local, looks: AtomicU64::new(0) })
+        Ok(Self { fd, path: absolute, prefix, id, local })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -119,20 +105,6 @@ impl Directory {
         self.local
     }
 
-    /// Whether several acquires of the last milliseconds have looked at the path, and found it to lead
-    /// here, on a file system that tells the truth at once.
-    pub(crate) fn is_in_burst(&self) -> bool {
-        self.local && self.looks.load(Ordering::Relaxed) == tick() << 8 | LOOKS
-    }
-
-    /// Somebody has just looked where the path leads.
-    pub(crate) fn was_looked_at(&self, leads_here: bool) {
-        let (looks, tick) = (self.looks.load(Ordering::Relaxed), tick());
-        let before = if looks >> 8 == tick { looks & 0xff } else { 0 };
-        let now = if leads_here { LOOKS.min(before + 1) } else { 0 };
-        self.looks.store(tick << 8 | now, Ordering::Relaxed);
-    }
-
     /// What the whole path of a file in it begins with.
     pub(crate) fn prefix(&self) -> &[u8] {
         self.prefix.as_bytes()
@@ -141,11 +113,7 @@ impl Directory {
     /// Whether its path still leads to it.
     #[cold]
     pub(crate) fn is_where_it_was(&self) -> bool {
-        let it_is = rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id);
-        if !it_is {
-            self.was_looked_at(false);
-        }
-        it_is
+        rustix::fs::stat(&self.path).is_ok_and(|stat| FileId::from(&stat) == self.id)
     }
 }
 

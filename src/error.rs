@@ -361,8 +361,7 @@ pub enum AcquireError {
         tries: u32,
     },
     /// The path of the space's directory leads to another directory by now, so that others would
-    /// lock there what this space locks here. In a burst of acquires this is found out a few
-    /// milliseconds later; until then they lock what the path leads to.
+    /// lock there what this space locks here.
     #[error("{name:?}: the directory of the lock space, {}, was moved, removed or replaced", Shown(.directory))]
     Moved {
         /// The resource.

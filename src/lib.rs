@@ -142,8 +142,7 @@
 //!
 //! In a directory of one user's own, which nobody sweeps: whoever can write there, or removes old
 //! files as cleaners of `/tmp` do, can make every lock worthless. A directory that is moved or
-//! replaced is found out by the next acquire ([`AcquireError::Moved`]); in a burst of them, by one
-//! of the next few milliseconds, and until then they lock what the path leads to.
+//! replaced is found out by the next acquire ([`AcquireError::Moved`]).
 //!
 //! ## QEMU
 //!

@@ -112,25 +112,18 @@ impl LockFile {
     }
 
     fn take_from(leads: &Leads<'_>, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
-        let mut straight = leads.are_straight();
         for attempt in 0..TRIES {
-            let straight = std::mem::take(&mut straight);
-            let Some((fd, created)) = open(leads, ask, straight)? else { continue };
+            let Some((fd, created)) = open(leads, ask)? else { continue };
             let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
             let stat = rustix::fs::fstat(&fd);
             let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
             let file = Self::opened_at(leads, fd, &stat, ask);
             // As it is nearly always. All else is looked at closely.
-            if matches!(locked, Ok(true))
-                && is_plain(&stat, ask)
-                && (straight && file.has_its_name(&stat) || file.is_there(leads))
-            {
-                leads.were_followed(straight);
+            if matches!(locked, Ok(true)) && is_plain(&stat, ask) && file.is_there(leads) {
                 return Ok(file);
             }
             let locked = locked.map_err(|source| IoError::new("fcntl", leads.path(), source));
             if let Some(taken) = file.judge(leads, ask, (locked, created), &stat, attempt, stale)? {
-                leads.were_followed(straight);
                 return Ok(taken);
             }
         }
@@ -191,14 +184,6 @@ impl LockFile {
             Leads::To(_) | Leads::Nowhere => (ask.writes(), false),
         };
         Self { fd, id, range: ask.range, writable, local }
-    }
-
-    /// Whether a file that was opened by its whole path just now, and is locked, must still be under
-    /// its name: it can lose that to a remover, but then it has none; nobody but a human hand gives
-    /// a lock file another. One call less than to compare.
-    #[allow(clippy::unnecessary_cast)] // its width differs by target
-    fn has_its_name(&self, stat: &Stat) -> bool {
-        self.local && stat.st_nlink as u64 == 1
     }
 
     /// Locks somebody's open file through `fd`, a duplicate of their descriptor.
@@ -364,18 +349,13 @@ impl LockFile {
         if !alone.map_err(|source| failed("fcntl", source))? {
             return Ok(());
         }
-        let is_ours = |stat: Stat| FileId::from(&stat) == self.id;
-        let unlinked = match rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) if is_ours(stat) => rustix::fs::unlinkat(directory, file, AtFlags::empty()),
-            // What is there is not ours, or nothing is. The directory may have moved just before it
-            // was made, in a burst.
-            Ok(_) | Err(Errno::NOENT) => match rustix::fs::lstat(whole) {
-                Ok(stat) if is_ours(stat) => rustix::fs::unlink(whole),
-                _ => Ok(()),
-            },
+        match rustix::fs::statat(directory, file, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileId::from(&stat) == self.id => {}
+            // What is there is not ours, or nothing is.
+            Ok(_) | Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(failed("newfstatat", errno.into())),
-        };
-        match unlinked {
+        }
+        match rustix::fs::unlinkat(directory, file, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed("unlinkat", errno.into())),
         }
@@ -461,7 +441,7 @@ fn create_at(leads: &Leads<'_>, file_mode: u32) -> Result<(), Refusal> {
                 Err(errno) => return Err(IoError::new("stat", leads.path(), errno).into()),
             },
             Leads::In { .. } => {
-                let Some((fd, created)) = open(leads, &ask, false)? else { continue };
+                let Some((fd, created)) = open(leads, &ask)? else { continue };
                 let stat = rustix::fs::fstat(&fd);
                 let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
                 check_file(&stat, || leads.path(), &ask)?;
@@ -495,8 +475,13 @@ pub(crate) fn delete(name: &Name, stale: &AtomicU64) -> Result<(), Refusal> {
     }
     let file = LockFile::take(name, &ask, stale)?;
     let removed = name.lead(|leads| match leads {
-        Leads::In { directory, file, .. } => {
-            rustix::fs::unlinkat(directory, *file, AtFlags::empty())
+        Leads::In { directory, file: there, .. } => {
+            // Never another file than the one that is locked, whatever became of the directory.
+            let stat = rustix::fs::statat(directory, *there, AtFlags::SYMLINK_NOFOLLOW)?;
+            match FileId::from(&stat) == file.id {
+                true => rustix::fs::unlinkat(directory, *there, AtFlags::empty()),
+                false => Err(Errno::STALE),
+            }
         }
         Leads::To(path) => rustix::fs::unlink(*path),
         Leads::Nowhere => Ok(()),
@@ -521,32 +506,12 @@ impl Leads<'_> {
             Leads::Nowhere => Ok(None),
         }
     }
-
-    /// Whether the whole path was seen to lead to the open directory a few milliseconds ago: then
-    /// what it leads to now is what everybody else is led to.
-    fn are_straight(&self) -> bool {
-        matches!(self, Leads::In { directory, .. } if directory.is_in_burst())
-    }
-
-    /// They led to where they should.
-    fn were_followed(&self, straight: bool) {
-        if let Leads::In { directory, .. } = self
-            && !straight
-        {
-            directory.was_looked_at(true);
-        }
-    }
 }
 
-/// Opens the file, or creates it; `None` where it came or went meanwhile, or must be looked for more
-/// closely than `straight`, by its whole path. Tells whether it was created.
-fn open(leads: &Leads<'_>, ask: &Ask, straight: bool) -> Result<Option<(OwnedFd, bool)>, Refusal> {
+/// Opens the file, or creates it; `None` where it came or went meanwhile. Tells whether it was
+/// created.
+fn open(leads: &Leads<'_>, ask: &Ask) -> Result<Option<(OwnedFd, bool)>, Refusal> {
     let opened = match leads {
-        Leads::In { whole, .. } if straight => {
-            let create = if ask.create { OFlags::CREATE | OFlags::EXCL } else { OFlags::empty() };
-            let fd = rustix::fs::open(*whole, OPEN_IN | create, ask.file_mode.into());
-            fd.ok().map(|fd| (fd, ask.create))
-        }
         Leads::In { directory, file, .. } => open_in(directory, file, || leads.path(), ask)?,
         Leads::To(path) => open_direct(path, ask)?.map(|fd| (fd, false)),
         Leads::Nowhere => return Err(Refusal::NotFound),

@@ -137,7 +137,7 @@ impl ByteRange {
 
     /// `len` bytes from byte `start` on; `None` where the range would pass the largest file
     /// offset, 2^63 - 1. One that ends there is one to the end of the file, and one that begins
-    /// there is none: no file has that byte.
+    /// there is none: no file has that byte. So all bytes but that one are the whole file.
     ///
     /// ```
     /// use lockspace::ByteRange;
@@ -149,6 +149,16 @@ impl ByteRange {
     /// ```
     #[must_use]
     pub const fn new(start: u64, len: NonZeroU64) -> Option<Self> {
+        match Self::exactly(start, len) {
+            // What only removers lock.
+            Some(Self { start: 0, len: Some(len) }) if len.get() == Self::LAST_BYTE => {
+                Some(Self::WHOLE_FILE)
+            }
+            range => range,
+        }
+    }
+
+    const fn exactly(start: u64, len: NonZeroU64) -> Option<Self> {
         match start.checked_add(len.get() - 1) {
             _ if start >= Self::LAST_BYTE => None,
             // As the kernel has it, whose tables show no other end then.
@@ -165,7 +175,7 @@ impl ByteRange {
             None => (start <= Self::LAST_BYTE).then_some(Self { start, len: None }),
             Some(last) => {
                 let len = last.checked_sub(start)?.checked_add(1)?;
-                Self::new(start, NonZeroU64::new(len)?)
+                Self::exactly(start, NonZeroU64::new(len)?)
             }
         }
     }

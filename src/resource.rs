@@ -557,7 +557,7 @@ impl Hold {
 }
 
 /// Which of an owner's holds is meant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Care {
     /// A lease has it.
     Lease,

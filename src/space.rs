@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
+#[cfg(feature = "snapshot")]
+use std::iter::repeat_n;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -118,8 +120,8 @@ struct Frozen {
     /// How many snapshots there are.
     #[cfg_attr(not(feature = "snapshot"), allow(dead_code, reason = "nothing freezes"))]
     snapshots: usize,
-    /// Releases that happen when the last of them is dropped.
-    put_off: Vec<(Slot, OwnerId, Care)>,
+    /// Releases that happen when the last of them is dropped: how many of each.
+    put_off: HashMap<(Slot, OwnerId, Care), u32>,
 }
 
 /// Says how a space is, before it is opened.
@@ -646,7 +648,8 @@ impl Inner {
             // All of it before anybody else gets the mutex: who is released must not be found to
             // hold, and what is acquired from now on must not be released.
             let put_off = map.frozen.take().map(|frozen| frozen.put_off).unwrap_or_default();
-            for (slot, owner, care) in put_off {
+            let each = put_off.into_iter().flat_map(|(key, count)| repeat_n(key, count as usize));
+            for (slot, owner, care) in each {
                 if let Ok(Some(hold)) = map.leave(slot, owner, care, &mut rings) {
                     last.push((slot, Arc::clone(&map.resources.at(slot).name), hold));
                 }
@@ -1118,7 +1121,7 @@ impl Map {
             return Err(NoSuchHold);
         }
         let frozen = self.frozen.get_or_insert_default();
-        frozen.put_off.push((slot, owner, care));
+        *frozen.put_off.entry((slot, owner, care)).or_default() += 1;
         Ok(())
     }
 
@@ -1137,8 +1140,9 @@ impl Map {
     fn left_after_thaw(&mut self, slot: Slot, owner: OwnerId, care: Care) -> usize {
         let Some(hold) = self.resources.at(slot).hold() else { return 0 };
         let now = hold.owners.count_in(owner, care) as usize;
-        let put_off = self.frozen.iter().flat_map(|frozen| &frozen.put_off);
-        now - put_off.filter(|put_off| **put_off == (slot, owner, care)).count()
+        let frozen = self.frozen.as_ref();
+        let put_off = frozen.and_then(|frozen| frozen.put_off.get(&(slot, owner, care)));
+        now - put_off.copied().unwrap_or(0) as usize
     }
 
     pub(crate) fn is_frozen(&self) -> bool {

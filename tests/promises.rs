@@ -154,6 +154,14 @@ fn of_two_waits_with_duplicates_of_one_descriptor_one_is_granted() {
 
 /// Promise 1, one holder: what ends at the last offset excludes others, deletes among them.
 #[test]
+fn nobody_can_ask_for_the_range_that_only_removers_lock() {
+    let all_but_the_last = NonZeroU64::new(i64::MAX as u64).unwrap();
+    assert_eq!(ByteRange::new(0, all_but_the_last), Some(ByteRange::WHOLE_FILE));
+    let less = NonZeroU64::new(i64::MAX as u64 - 1).unwrap();
+    assert_eq!(ByteRange::new(0, less).unwrap().len(), Some(less));
+}
+
+#[test]
 fn a_range_that_ends_at_the_last_offset_has_one_holder() {
     const LAST: u64 = i64::MAX as u64;
     let dir = TempDir::new().unwrap();

@@ -20,14 +20,19 @@ pub(crate) enum Way {
     Assembly,
 }
 
-/// Device, inode, and how many names there are.
-type Id = (u64, u64, u64);
+/// Device and inode.
+type Id = (u64, u64);
 
-/// Open, lock, look whether it still has its name: a file that is there, in a directory, as in a burst.
-pub(crate) fn in_directory(way: Way, path: &CStr) -> OwnedFd {
-    let fd = open(way, CWD, path, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
+/// Open, lock, compare: a file that is there, in a directory.
+pub(crate) fn in_directory(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) -> OwnedFd {
+    let fd = open(way, dir, file, OFlags::RDWR | OFlags::NOFOLLOW, 0).expect("open");
+    lock_and_compare(way, fd, path, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn lock_and_compare(way: Way, fd: OwnedFd, path: &CStr, flags: AtFlags) -> OwnedFd {
     assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    assert_eq!(fstat(way, fd.as_fd()).2, 1);
+    let id = fstat(way, fd.as_fd());
+    assert_eq!(stat(way, path, flags), Some(id));
     fd
 }
 
@@ -35,19 +40,14 @@ pub(crate) fn in_directory(way: Way, path: &CStr) -> OwnedFd {
 pub(crate) fn direct(way: Way, path: &CStr) -> OwnedFd {
     stat(way, path, AtFlags::empty()).expect("stat");
     let fd = open(way, CWD, path, OFlags::RDWR, 0).expect("open");
-    let id = fstat(way, fd.as_fd());
-    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    assert_eq!(stat(way, path, AtFlags::empty()), Some(id));
-    fd
+    lock_and_compare(way, fd, path, AtFlags::empty())
 }
 
-/// Create, lock, look whether it still has its name, as in a burst.
-pub(crate) fn created(way: Way, path: &CStr) -> OwnedFd {
+/// Create, lock, compare.
+pub(crate) fn created(way: Way, dir: BorrowedFd<'_>, file: &CStr, path: &CStr) -> OwnedFd {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CREATE | OFlags::EXCL;
-    let fd = open(way, CWD, path, flags, 0o600).expect("create");
-    assert!(set_lock(way, fd.as_fd(), libc::F_WRLCK, 0, 1));
-    assert_eq!(fstat(way, fd.as_fd()).2, 1);
-    fd
+    let fd = open(way, dir, file, flags, 0o600).expect("create");
+    lock_and_compare(way, fd, path, AtFlags::SYMLINK_NOFOLLOW)
 }
 
 /// Lock all of it, compare, unlink, unlock, close.
@@ -90,7 +90,7 @@ impl Registry {
     pub(crate) fn cycle(
         self: &Arc<Self>,
         name: &[u8],
-        begin: impl FnOnce(&CStr) -> OwnedFd,
+        begin: impl FnOnce(&CStr, &CStr) -> OwnedFd,
         end: impl FnOnce(OwnedFd),
     ) {
         self.acquire(name, 1, begin).expect("it is free").release(end);
@@ -101,7 +101,7 @@ impl Registry {
         self: &Arc<Self>,
         name: &[u8],
         owner: u64,
-        begin: impl FnOnce(&CStr) -> OwnedFd,
+        begin: impl FnOnce(&CStr, &CStr) -> OwnedFd,
     ) -> Option<Lease> {
         if name.is_empty() || name.contains(&0) {
             return None;
@@ -118,7 +118,9 @@ impl Registry {
         let len = self.prefix.len() + name.len();
         path[..self.prefix.len()].copy_from_slice(&self.prefix);
         path[self.prefix.len()..len].copy_from_slice(name);
-        let fd = begin(CStr::from_bytes_with_nul(&path[..=len]).expect("it has none"));
+        let [file, path] = [self.prefix.len(), 0]
+            .map(|from| CStr::from_bytes_with_nul(&path[from..=len]).expect("it has none"));
+        let fd = begin(file, path);
         self.map.lock().get_mut(name)?.1 = State::Held(fd);
         Some(Lease { registry: Arc::clone(self), name: key })
     }
@@ -160,7 +162,7 @@ pub(crate) fn end(way: Way, fd: OwnedFd) {
 /// else has one.
 pub(crate) fn proven(fd: BorrowedFd<'_>) -> u64 {
     rustix::fs::fcntl_getfl(fd).expect("fcntl");
-    let (_, inode, _) = fstat(Way::Assembly, fd);
+    let (_, inode) = fstat(Way::Assembly, fd);
     let own = libc::F_UNLCK;
     assert_eq!(lock_in(fd, own, 0, 1), libc::F_WRLCK);
     assert_eq!(lock_in(fd, own, 1, 0), libc::F_UNLCK);
@@ -191,13 +193,13 @@ fn open(way: Way, dir: BorrowedFd<'_>, file: &CStr, more: OFlags, mode: u32) -> 
 fn fstat(way: Way, fd: BorrowedFd<'_>) -> Id {
     if way != Way::Libc {
         let stat = rustix::fs::fstat(fd).expect("fstat");
-        return (stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64);
+        return (stat.st_dev as u64, stat.st_ino as u64);
     }
     // SAFETY: zeros are a valid `stat`, and the call writes nothing else.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         assert_eq!(libc::fstat(fd.as_raw_fd(), &raw mut stat), 0);
-        (stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64)
+        (stat.st_dev as u64, stat.st_ino as u64)
     }
 }
 
@@ -209,14 +211,14 @@ fn stat(way: Way, path: &CStr, flags: AtFlags) -> Option<Id> {
 fn stat_at(way: Way, dir: BorrowedFd<'_>, path: &CStr, flags: AtFlags) -> Option<Id> {
     if way != Way::Libc {
         let stat = rustix::fs::statat(dir, path, flags).ok()?;
-        return Some((stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64));
+        return Some((stat.st_dev as u64, stat.st_ino as u64));
     }
     let flags = flags.bits() as libc::c_int;
     // SAFETY: the string ends with a NUL; zeros are a valid `stat`, and the call writes it only.
     unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
         let result = libc::fstatat(dir.as_raw_fd(), path.as_ptr(), &raw mut stat, flags);
-        (result == 0).then_some((stat.st_dev as u64, stat.st_ino as u64, stat.st_nlink as u64))
+        (result == 0).then_some((stat.st_dev as u64, stat.st_ino as u64))
     }
 }
 

@@ -115,17 +115,20 @@ pub(crate) fn in_directory(place: &Place) -> Work {
     }
     for (name, way) in RAW {
         let (theirs, file) = one_file(place);
-        let path = c(theirs.path().join(file));
+        let (fd, path) = (open_directory(theirs.path()), c(theirs.path().join(&file)));
+        let file = c(file);
         contenders.push(contender(name, move || {
             let _keep = &theirs;
-            raw::end(way, raw::in_directory(way, &path));
+            raw::end(way, raw::in_directory(way, fd.as_fd(), &file, &path));
         }));
     }
     let (theirs, file) = one_file(place);
     let registry = Registry::new(theirs.path().join("").as_os_str().as_bytes());
+    let fd = open_directory(theirs.path());
     contenders.push(contender(BOUND, move || {
         let _keep = &theirs;
-        let begin = |path: &CStr| raw::in_directory(Way::Assembly, path);
+        let begin =
+            |file: &CStr, path: &CStr| raw::in_directory(Way::Assembly, fd.as_fd(), file, path);
         registry.cycle(file.as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
     }));
     contenders.extend(others(place));
@@ -181,7 +184,7 @@ pub(crate) fn direct(place: &Place) -> Work {
     let (path, registry) = (theirs.path().join(file), Registry::new(b""));
     contenders.push(contender(BOUND, move || {
         let _keep = &theirs;
-        let begin = |path: &CStr| raw::direct(Way::Assembly, path);
+        let begin = |_: &CStr, path: &CStr| raw::direct(Way::Assembly, path);
         registry.cycle(path.as_os_str().as_bytes(), begin, |fd| raw::end(Way::Assembly, fd));
     }));
     contenders.extend(others(place));
@@ -286,7 +289,7 @@ pub(crate) fn auto_create(place: &Place) -> Work {
         let (fd, file) = (open_directory(directory.path()), c(&file));
         contenders.push(contender(name, move || {
             let _keep = &directory;
-            raw::remove(way, fd.as_fd(), &file, raw::created(way, &path));
+            raw::remove(way, fd.as_fd(), &file, raw::created(way, fd.as_fd(), &file, &path));
         }));
     }
     let directory = place.fresh();
@@ -294,7 +297,7 @@ pub(crate) fn auto_create(place: &Place) -> Work {
     let (fd, name) = (open_directory(directory.path()), c(&file));
     contenders.push(contender(BOUND, move || {
         let _keep = &directory;
-        let begin = |path: &CStr| raw::created(Way::Assembly, path);
+        let begin = |file: &CStr, path: &CStr| raw::created(Way::Assembly, fd.as_fd(), file, path);
         let end = |file| raw::remove(Way::Assembly, fd.as_fd(), &name, file);
         registry.cycle(name.as_bytes(), begin, end);
     }));
@@ -620,9 +623,14 @@ pub(crate) fn threads(place: &Place) -> Work {
         }
         let directory = place.fresh();
         make_files(directory.path(), most);
+        let fd = Arc::new(open_directory(directory.path()));
         contenders.push(in_threads(format!("{FLOOR} {count}"), count, move |number| {
-            let path = c(directory.path().join(name(number)));
-            Box::new(move || raw::end(Way::Assembly, raw::in_directory(Way::Assembly, &path)))
+            let (file, path) = (c(name(number)), c(directory.path().join(name(number))));
+            let fd = Arc::clone(&fd);
+            Box::new(move || {
+                let way = Way::Assembly;
+                raw::end(way, raw::in_directory(way, fd.as_fd(), &file, &path));
+            })
         }));
     }
     Work { title: "threads on different resources", contenders, ops: 400 }
