@@ -115,8 +115,13 @@ impl LockFile {
         for attempt in 0..TRIES {
             let Some((fd, created)) = open(leads, ask)? else { continue };
             let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
-            let stat = rustix::fs::fstat(&fd);
-            let stat = stat.map_err(|errno| IoError::new("fstat", leads.path(), errno))?;
+            let stat = match rustix::fs::fstat(&fd) {
+                Ok(stat) => stat,
+                Err(errno) => {
+                    ofd::unlock_and_close(fd);
+                    return Err(IoError::new("fstat", leads.path(), errno).into());
+                }
+            };
             let file = Self::opened_at(leads, fd, &stat, ask);
             // As it is nearly always. All else is looked at closely.
             if matches!(locked, Ok(true)) && is_plain(&stat, ask) && file.is_there(leads) {
