@@ -13,13 +13,13 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::directory::FileId;
 use crate::error::{AcquireError, BadRequest, Busy, IoError};
-use crate::helper::{Lane, Late};
+use crate::helper::{Lane, Late, Unbegun};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, Ask, LockFile, Refusal, Retried};
 use crate::name::{Means, Name, Place, Target, Text};
@@ -72,7 +72,7 @@ impl<'a> Wanted<'a> {
         let looked = inner.process.helpers.run(
             look.lane(),
             patience,
-            false,
+            look.unbegun(),
             move || look.run(),
             drop,
             || (),
@@ -166,6 +166,13 @@ impl Look {
         match self {
             Self::Image(path, _) | Self::Links(path) => lane_of_path(path),
             Self::Opened(fd, _) => Lane::Mount(lock_file::mount_of(fd.as_fd())),
+        }
+    }
+
+    fn unbegun(&self) -> Unbegun {
+        match self {
+            Self::Image(..) | Self::Links(_) => Unbegun::Withdrawn,
+            Self::Opened(..) => Unbegun::DroppedInLane,
         }
     }
 
@@ -488,7 +495,9 @@ impl Inner {
                 let lane = lane_of_path(&path);
                 let path_of_helper = path.clone();
                 let look = move || lock_file::id_at(&path_of_helper);
-                let looked = self.process.helpers.run(lane, patience, false, look, drop, || ());
+                let unbegun = Unbegun::Withdrawn;
+                let helpers = &self.process.helpers;
+                let looked = helpers.run(lane, patience, unbegun, look, drop, || ());
                 in_time(looked, text, &path, patience)?
             }
         };
@@ -1014,7 +1023,7 @@ impl Head<'_> {
                 Err(contended) => contended,
             };
             if refused == Refused::Ends {
-                return Err(self.busy(&file));
+                return Err(self.busy(file.id()));
             }
             if let Some(taken) = self.watch(file)? {
                 return Ok(taken);
@@ -1034,6 +1043,7 @@ impl Head<'_> {
             attempt.run(self.inner, self.name())
         } else {
             let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
+            let opened = attempt.opened.is_some();
             let work = move || {
                 let mut taken = attempt.run(&inner, &name);
                 if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
@@ -1042,7 +1052,8 @@ impl Head<'_> {
                 taken
             };
             let mode = self.wish.mode;
-            self.by_helper(false, work, move |taken| match taken {
+            let unbegun = if opened { Unbegun::DroppedInLane } else { Unbegun::Withdrawn };
+            self.by_helper(unbegun, work, move |taken| match taken {
                 Ok((Some(file), origin)) => Some((file, unlink_of(origin, mode))),
                 _ => None,
             })?
@@ -1077,6 +1088,12 @@ impl Head<'_> {
         };
         let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
         loop {
+            // Who asks a helper now gets no answer in time, and would take that for one that never
+            // comes.
+            match self.patience.over() {
+                Some(over) if !file.is_local() => return Err(self.over_at(over, file.id())),
+                _ => {}
+            }
             // Also when it has only just been refused: the watch began after that.
             let (again, retried) = self.retry(file, origin, None)?;
             file = again;
@@ -1091,8 +1108,7 @@ impl Head<'_> {
             }
             self.transition.await_others();
             match self.patience.over() {
-                Some(Over::Deadline) => return Err(self.busy(&file)),
-                Some(over) => return Err(self.over(over)),
+                Some(over) => return Err(self.over_at(over, file.id())),
                 None => watch.sleep(self.patience),
             }
             self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
@@ -1117,10 +1133,16 @@ impl Head<'_> {
             return Ok((file, retried));
         }
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
-        // What carries a lock must not be dropped with work that never begins: a forked child may
-        // share it, and only an unlock ends it then.
+        let (id, began) = (file.id(), Instant::now());
         let file = Arc::new(Mutex::new(Some(file)));
         let for_work = Arc::clone(&file);
+        // What carries a lock must not be dropped with work that never begins: a forked child may
+        // share it, and only an unlock ends it then. What carries none is the helper's alone, which
+        // then closes it also if the work never begins.
+        let (unbegun, locked) = match held {
+            Some(held) => (Unbegun::Done, Some((held, file))),
+            None => (Unbegun::DroppedInLane, None),
+        };
         let work = move || {
             let mut file = for_work.lock().take().expect("it is there until the work begins");
             file.learn_whether_local();
@@ -1132,22 +1154,28 @@ impl Head<'_> {
             let held = if let Ok(Retried::Locked) = retried { Some(mode) } else { held };
             held.map(|held| (file, unlink_of(origin, held)))
         };
-        let done = self.by_helper(held.is_some(), work, late);
-        if let (Err(End { by_helper: false, .. }), Some(held)) = (&done, held) {
+        let mut done = self.by_helper(unbegun, work, late);
+        if let (Err(End { by_helper: false, .. }), Some((held, file))) = (&done, locked) {
             // No thread could be started.
             if let Some(file) = file.lock().take() {
                 let _ = file.release(self.name(), unlink_of(origin, held));
             }
         }
+        // Somebody held it when it was looked at last, and the file system had no time to tell more.
+        if let Err(End { error: error @ AcquireError::Stuck { .. }, .. }) = &mut done
+            && held.is_none()
+            && began.elapsed() < ANSWER
+        {
+            *error = self.busy(id).error;
+        }
         done
     }
 
-    /// Lets a helper do it; in `any_case`, or only if the wait lasts until it begins. If the wait is
-    /// over first, what comes of it later is given back: `late` says which file, and whether to
-    /// unlink it.
+    /// Lets a helper do it. If the wait is over first, what comes of it later is given back: `late`
+    /// says which file, and whether to unlink it.
     fn by_helper<T: Send + 'static>(
         &self,
-        any_case: bool,
+        unbegun: Unbegun,
         work: impl FnOnce() -> T + Send + 'static,
         late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
     ) -> Result<T, End> {
@@ -1162,7 +1190,7 @@ impl Head<'_> {
         let helpers = &self.inner.process.helpers;
         let leaving = || self.transition.leave_stuck();
         let (lane, patience) = (self.lane.clone(), self.patience);
-        match helpers.run(lane, patience, any_case, work, give_back, leaving) {
+        match helpers.run(lane, patience, unbegun, work, give_back, leaving) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(late)) => {
                 let (text, path) = (self.name().text(), self.name().path());
@@ -1176,9 +1204,17 @@ impl Head<'_> {
         }
     }
 
-    fn busy(&self, file: &LockFile) -> End {
-        let busy = self.inner.contended(Arc::clone(self.name()), self.wish.mode, file.id());
+    fn busy(&self, id: FileId) -> End {
+        let busy = self.inner.contended(Arc::clone(self.name()), self.wish.mode, id);
         End::from(AcquireError::Busy(busy.after(self.patience.waited())))
+    }
+
+    /// The wait was over while somebody else held the file.
+    fn over_at(&self, over: Over, id: FileId) -> End {
+        match over {
+            Over::Deadline => self.busy(id),
+            Over::Cancelled => self.over(over),
+        }
     }
 
     /// The wait was over while it waited for nothing but its turn.

@@ -57,6 +57,18 @@ struct Office {
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// What becomes of work that has not begun when nobody waits for it any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unbegun {
+    /// It is taken back, so that none pile up behind work that hangs.
+    Withdrawn,
+    /// It stays in its lane, only to be dropped there: it has a descriptor, and to close that can
+    /// hang like anything else.
+    DroppedInLane,
+    /// It is done all the same.
+    Done,
+}
+
 /// Where one piece of work stands.
 enum Stage<T> {
     Queued,
@@ -84,8 +96,8 @@ impl Helpers {
     }
 
     /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
-    /// begun, or is done in `any_case`, `leaving` is called here, and after that `abandoned` gets
-    /// what comes of it, on the helper.
+    /// begun, or is done although it has not, `leaving` is called here, and after that `abandoned`
+    /// gets what comes of it, on the helper.
     ///
     /// # Errors
     /// That of starting a thread.
@@ -93,7 +105,7 @@ impl Helpers {
         &'static self,
         lane: Lane,
         patience: &Patience,
-        any_case: bool,
+        unbegun: Unbegun,
         work: impl FnOnce() -> T + Send + 'static,
         abandoned: impl FnOnce(T) + Send + 'static,
         leaving: impl FnOnce(),
@@ -106,7 +118,7 @@ impl Helpers {
                 {
                     let mut stage = stage.lock();
                     match *stage {
-                        Stage::Abandoned if any_case => {}
+                        Stage::Abandoned if unbegun == Unbegun::Done => {}
                         Stage::Abandoned => return,
                         _ => *stage = Stage::Begun,
                     }
@@ -129,13 +141,13 @@ impl Helpers {
             match (std::mem::replace(&mut *now, Stage::Abandoned), over) {
                 (Stage::Done(done), _) => return Ok(Ok(done)),
                 (was, Some(over)) => {
-                    let begun = any_case || matches!(was, Stage::Begun);
+                    let begun = unbegun == Unbegun::Done || matches!(was, Stage::Begun);
                     if begun {
                         // Before the helper can see that nobody waits.
                         leaving();
                     }
                     drop(now);
-                    if !begun {
+                    if !begun && unbegun == Unbegun::Withdrawn {
                         self.withdraw(&lane, job);
                     }
                     return Ok(Err(Late { over, begun }));
@@ -166,11 +178,17 @@ impl Helpers {
         Ok(number)
     }
 
-    /// Takes a job back that nobody waits for, so that none pile up behind one that hangs.
+    /// Takes a job back that nobody waits for.
     fn withdraw(&self, lane: &Lane, number: u64) {
-        if let Some(jobs) = self.office.lock().lanes.get_mut(lane) {
-            jobs.retain(|&(other, _)| other != number);
-        }
+        let job = {
+            let mut office = self.office.lock();
+            office.lanes.get_mut(lane).and_then(|jobs| {
+                let at = jobs.iter().position(|&(other, _)| other == number)?;
+                jobs.remove(at)
+            })
+        };
+        // Not under the mutex of all lanes.
+        drop(job);
     }
 
     /// A helper's life.

@@ -1,12 +1,13 @@
 //! No system call is made under the mutex: while one resource of a space is stuck on a file system
-//! that gives no answer, every other one works.
+//! that gives no answer, every other one works. And whoever waits with a deadline goes at it,
+//! whichever call the file system does not answer.
 
 mod common {
     pub(crate) mod hung_fs;
     pub(crate) mod interop;
 }
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -15,8 +16,8 @@ use std::time::Duration;
 use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
 use lockspace::{
-    AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, Request, Wait,
-    holders_of,
+    AcquireError, Cancel, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId,
+    Request, Target, Wait, holders_of,
 };
 
 const STUCK: OwnerId = OwnerId::new(1);
@@ -26,6 +27,22 @@ const OTHER: OwnerId = OwnerId::new(2);
 /// stuck threads.
 fn hung_fs() -> Option<HungFs> {
     HungFs::mount().map_err(|why| skip_or_fail("a FUSE file system", &why)).ok()
+}
+
+/// One of which nothing hangs yet. What a failed test leaves open on it must be leaked: a close may
+/// hang until its drop, and fails after that.
+fn answering_fs() -> Option<HungFs> {
+    HungFs::mount_answering().map_err(|why| skip_or_fail("a FUSE file system", &why)).ok()
+}
+
+/// A space whose holds a failed test leaves.
+fn leaked_space() -> &'static LockSpace {
+    Box::leak(Box::new(LockSpace::open(Naming::direct()).unwrap()))
+}
+
+/// A wait that is over in a moment.
+fn shortly() -> Wait {
+    Wait::within(Duration::from_millis(50))
 }
 
 /// Acquires in a thread of its own, which will be stuck.
@@ -208,4 +225,69 @@ fn who_holds_a_file_whose_open_hangs_is_told_at_once() {
     let holders = promptly(&space, &held, |_, path| holders_of(path).unwrap());
     assert_eq!(holders.len(), 1, "{holders:?}");
     drop(lease);
+}
+
+#[test]
+fn a_given_up_wait_for_an_opened_file_stalls_no_other_resource() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = LockSpace::open(Naming::direct()).unwrap();
+    let Some(hung) = answering_fs() else { return };
+    let [path, local] = [hung.path().join("a.raw"), dir.path().join("b.raw")];
+    fs::write(&local, "").unwrap();
+    let image: &File = Box::leak(Box::new(File::options().write(true).open(&path).unwrap()));
+    hung.hang_attributes(0);
+    hung.hang_closes();
+    // The first one's work hangs, the others' never begins, and has a duplicate of the descriptor.
+    for _ in 0..3 {
+        let given_up = promptly(&space, &path, move |space, _| {
+            let request = Request::exclusive(Target::opened("a", image));
+            space.acquire(STUCK, request, shortly()).unwrap_err()
+        });
+        assert!(matches!(given_up, AcquireError::Stuck { .. }), "{given_up}");
+        hung.wait_for_attributes(1);
+    }
+    promptly(&space, &local, |space, local| {
+        let wait = Wait::within(Duration::from_secs(3600));
+        space.acquire(OTHER, Request::exclusive(local), wait).unwrap().release().unwrap();
+    });
+}
+
+#[test]
+fn what_is_held_is_busy_at_the_deadline_also_where_a_file_system_might_hang() {
+    let [first, second] = [leaked_space(), leaked_space()];
+    let Some(answering) = answering_fs() else { return };
+    let path = answering.path().join("a.raw");
+    first.acquire(STUCK, Request::exclusive(&path), Wait::NO).unwrap().keep();
+    for time in (20..220).step_by(20).map(Duration::from_millis) {
+        let refused = second.acquire(OTHER, Request::exclusive(&path), Wait::within(time));
+        let refused = refused.unwrap_err();
+        let AcquireError::Busy(busy) = refused else { panic!("after {time:?}: {refused}") };
+        assert_eq!(busy.name(), path);
+        // And it is nobody's any more.
+        let refused = second.acquire(OTHER, Request::exclusive(&path), Wait::NO);
+        assert!(matches!(refused, Err(AcquireError::Busy(_))), "after {time:?}: {refused:?}");
+    }
+    first.release(STUCK, &path).unwrap();
+    second.acquire(OTHER, Request::exclusive(&path), Wait::NO).unwrap().release().unwrap();
+}
+
+#[test]
+fn a_wait_that_is_cancelled_is_cancelled_also_where_a_file_system_might_hang() {
+    let [first, second] = [leaked_space(), leaked_space()];
+    let Some(answering) = answering_fs() else { return };
+    let path = answering.path().join("a.raw");
+    first.acquire(STUCK, Request::exclusive(&path), Wait::NO).unwrap().keep();
+    for time in (0..200).step_by(20).map(Duration::from_millis) {
+        let cancel = Cancel::new();
+        let ended = thread::scope(|scope| {
+            let wait = Wait::FOREVER.unless(&cancel);
+            let waiter = scope.spawn(|| second.acquire(OTHER, Request::exclusive(&path), wait));
+            // Wherever it is by then.
+            thread::sleep(time);
+            cancel.cancel();
+            waiter.join().unwrap()
+        });
+        assert!(matches!(ended, Err(AcquireError::Cancelled { .. })), "{ended:?}");
+    }
+    first.release(STUCK, &path).unwrap();
 }

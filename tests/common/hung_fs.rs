@@ -1,4 +1,4 @@
-//! A file system whose `open` never answers, until it is told to.
+//! A file system whose `open` never answers, until it is told to; or another call, by choice.
 //!
 //! It speaks the FUSE protocol itself, over `/dev/fuse`: a dozen requests, no library. It must run
 //! as root, since it calls mount(2).
@@ -6,7 +6,8 @@
 //! The files: every name that is looked up exists, as an empty regular file of root, mode 0666,
 //! with an inode of its own that stays; all are in the root directory, mode 0777, whose listing is
 //! empty. Attributes are cached for a day, so `stat` of a known name asks nobody. `open` with
-//! `O_PATH` asks nobody either. The kernel handles locks by itself. Nothing else works (`unlink`,
+//! `O_PATH` asks nobody either (but see [`HungFs::mount_answering`]). The kernel handles locks by
+//! itself. Nothing else works (`unlink`,
 //! `mkdir`, `rename`, `link`: ENOSYS).
 //!
 //! # A parked `open` is a trap
@@ -61,6 +62,19 @@ pub(crate) struct HungFs {
 impl HungFs {
     /// Mounts it in a temporary directory. The error says why FUSE is not possible here.
     pub(crate) fn mount() -> Result<HungFs, String> {
+        Self::mount_with(
+            State { hangs: vec![(Kind::Open, 0), (Kind::Lookup, 0)], parked: vec![] },
+            A_DAY,
+        )
+    }
+
+    /// The same, but nothing hangs yet, and attributes are cached for no time: whatever needs them,
+    /// such as a check of permissions, asks.
+    pub(crate) fn mount_answering() -> Result<HungFs, String> {
+        Self::mount_with(State::default(), 0)
+    }
+
+    fn mount_with(state: State, cached: u64) -> Result<HungFs, String> {
         let device = File::options()
             .read(true)
             .write(true)
@@ -76,7 +90,8 @@ impl HungFs {
         mount("hung-fs", folder.path(), "fuse", flags, &*options)
             .map_err(|e| format!("mount of fuse: {e}"))?;
 
-        let shared = Arc::new(Shared { device, state: Mutex::default(), parked: Condvar::new() });
+        let shared =
+            Arc::new(Shared { device, cached, state: Mutex::new(state), parked: Condvar::new() });
         let server = thread::spawn({
             let shared = Arc::clone(&shared);
             move || shared.serve()
@@ -113,6 +128,28 @@ impl HungFs {
     #[track_caller]
     pub(crate) fn wait_for_lookup(&self, n: usize) {
         self.shared.wait_for(Kind::Lookup, n);
+    }
+
+    /// From now on whoever closes a file hangs.
+    pub(crate) fn hang_closes(&self) {
+        self.shared.state().hangs.push((Kind::Close, 0));
+    }
+
+    /// From now on whoever needs the attributes of a file hangs, after so many have been told them.
+    pub(crate) fn hang_attributes(&self, after: usize) {
+        self.shared.state().hangs.push((Kind::Attributes, after));
+    }
+
+    /// Blocks until at least `n` closes are parked, and fails after a minute.
+    #[track_caller]
+    pub(crate) fn wait_for_close(&self, n: usize) {
+        self.shared.wait_for(Kind::Close, n);
+    }
+
+    /// Blocks until at least `n` who need attributes are parked, and fails after a minute.
+    #[track_caller]
+    pub(crate) fn wait_for_attributes(&self, n: usize) {
+        self.shared.wait_for(Kind::Attributes, n);
     }
 
     /// Answers every parked request, and from now on every request at once, with success.
@@ -179,13 +216,16 @@ fn spawn_watchdog(abort: &File, mount_point: &Path) -> Result<Child, String> {
 #[derive(Debug)]
 struct Shared {
     device: File,
+    /// For how many seconds the kernel may believe attributes.
+    cached: u64,
     state: Mutex<State>,
     parked: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    answering: bool,
+    /// What hangs, each after so many that are answered.
+    hangs: Vec<(Kind, usize)>,
     parked: Vec<Parked>,
 }
 
@@ -200,6 +240,8 @@ struct Parked {
 enum Kind {
     Lookup,
     Open,
+    Close,
+    Attributes,
 }
 
 impl Shared {
@@ -222,7 +264,7 @@ impl Shared {
 
     fn answer_all(&self) {
         let mut state = self.state();
-        state.answering = true;
+        state.hangs.clear();
         for Parked { unique, answer, .. } in state.parked.drain(..) {
             self.reply(unique, Ok(answer));
         }
@@ -230,11 +272,16 @@ impl Shared {
 
     fn park(&self, kind: Kind, unique: u64, answer: Vec<u8>) {
         let mut state = self.state();
-        if state.answering {
-            self.reply(unique, Ok(answer));
-        } else {
-            state.parked.push(Parked { kind, unique, answer });
-            self.parked.notify_all();
+        match state.hangs.iter_mut().find(|(hangs, _)| *hangs == kind) {
+            Some((_, 0)) => {
+                state.parked.push(Parked { kind, unique, answer });
+                self.parked.notify_all();
+            }
+            Some((_, answered)) => {
+                *answered -= 1;
+                self.reply(unique, Ok(answer));
+            }
+            None => self.reply(unique, Ok(answer)),
         }
     }
 
@@ -279,7 +326,7 @@ impl Shared {
                     .u64(inode)
                     .u64(0) // generation
                     .u64(A_DAY) // the name's
-                    .u64(A_DAY) // the attributes'
+                    .u64(self.cached) // the attributes'
                     .u64(0) // nanoseconds of both
                     .attributes(inode);
                 if name.starts_with(LOOKUP_HANGS.as_bytes()) {
@@ -288,7 +335,14 @@ impl Shared {
                 entry
             }
             OPEN => return self.park(Kind::Open, unique, empty().zeros(16).0),
-            GETATTR | SETATTR => empty().u64(A_DAY).u64(0).attributes(node),
+            GETATTR | SETATTR => {
+                let attributes = empty().u64(self.cached).u64(0).attributes(node);
+                if node != ROOT {
+                    return self.park(Kind::Attributes, unique, attributes.0);
+                }
+                attributes
+            }
+            FLUSH => return self.park(Kind::Close, unique, Vec::new()),
             INIT => empty()
                 .u32(7) // the protocol's version
                 .u32(u32_at(44).min(31))
@@ -302,7 +356,7 @@ impl Shared {
             OPENDIR => empty().zeros(16),
             READ | READDIR | RELEASE | RELEASEDIR | DESTROY => empty(),
             FORGET | BATCH_FORGET | INTERRUPT => return, // want no answer
-            _ => return self.reply(unique, Err(Errno::NOSYS)), // FLUSH, ACCESS, ...: the kernel does without
+            _ => return self.reply(unique, Err(Errno::NOSYS)), // ACCESS, ...: the kernel does without
         };
         self.reply(unique, Ok(answer.0));
     }
@@ -319,6 +373,7 @@ const OPEN: u32 = 14;
 const READ: u32 = 15;
 const STATFS: u32 = 17;
 const RELEASE: u32 = 18;
+const FLUSH: u32 = 25; // a close
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
