@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
 use crate::directory::FileId;
 use crate::error::{AcquireError, BadRequest, Busy, IoError};
@@ -31,6 +31,7 @@ use crate::resource::{
 use crate::resources::Slot;
 use crate::space::{Inner, Map, Transition};
 use crate::wait::{Begun, Over, Patience, Wait};
+use crate::watch::{Lent, Watch};
 
 /// How long a waiter leaves the file to other processes after its own process has passed the lock
 /// on for a while. A waiter elsewhere wakes in a tenth of that.
@@ -40,6 +41,8 @@ const COURTESY: Duration = Duration::from_millis(1);
 pub(crate) struct Wanted<'a> {
     pub(crate) text: Cow<'a, OsStr>,
     pub(crate) opened: Option<(BorrowedFd<'a>, FileId)>,
+    /// Where that seems to be. Asked beforehand: no system call is made under the map's mutex.
+    path_of_opened: PathBuf,
     /// The image that the name was resolved from, where it is one.
     image: Option<FileId>,
     terms: Terms,
@@ -97,13 +100,18 @@ impl<'a> Wanted<'a> {
             (Some(Found::Image(text, id)), _) => Self {
                 text: Cow::Owned(text.into_os_string()),
                 opened: None,
+                path_of_opened: PathBuf::new(),
                 image: Some(id),
                 terms,
             },
             (Some(Found::Opened(id)), Means::Opened(_, fd)) => {
-                Self { text, opened: Some((*fd, id)), image: None, terms }
+                let path_of_opened = lock_file::path_of(*fd);
+                Self { text, opened: Some((*fd, id)), path_of_opened, image: None, terms }
             }
-            _ => Self { text, opened: None, image: None, terms },
+            _ => {
+                let path_of_opened = PathBuf::new();
+                Self { text, opened: None, path_of_opened, image: None, terms }
+            }
         }
     }
 
@@ -506,7 +514,7 @@ impl Inner {
 
     fn name(&self, key: Text<'_>, wanted: &Wanted<'_>) -> Result<Arc<Name>, BadRequest> {
         match wanted.opened {
-            Some((fd, _)) => Place::name_of_opened(key, lock_file::path_of(fd)),
+            Some(_) => Place::name_of_opened(key, wanted.path_of_opened.clone()),
             None => self.place.name(key),
         }
     }
@@ -528,6 +536,14 @@ impl Inner {
         };
         busy.on(id)
     }
+}
+
+/// An open file on which somebody else has a lock.
+struct Refuser {
+    number: RawFd,
+    id: FileId,
+    /// It is known not to hang.
+    local: bool,
 }
 
 /// What a wait does where it is refused.
@@ -686,11 +702,9 @@ impl Inner {
     }
 
     fn lane(&self, name: &Name, wanted: &Wanted<'_>) -> Lane {
-        match (wanted.opened, name.directory()) {
-            (Some((fd, _)), _) => Lane::Mount(lock_file::mount_of(fd)),
-            (None, Some(directory)) => Lane::Device(directory.device()),
-            (None, None) if name.is_path() => lane_of_path(Path::new(name.text())),
-            (None, None) => Lane::Device(0),
+        match wanted.opened {
+            Some((fd, _)) => Lane::Mount(lock_file::mount_of(fd)),
+            None => lane_of(name),
         }
     }
 }
@@ -713,7 +727,7 @@ impl Inner {
                     .map(|request| Wanted::new(self, &request.target, request.terms));
                 let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
                 check_named_once(&wanted)?;
-                return self.try_all(&wanted, None, |wanted| self.try_now(owner, wanted));
+                return self.try_all(&wanted, None, None, |wanted| self.try_now(owner, wanted));
             }
             Begun::Cancelled => {
                 let first = requests.first().map(|request| request.target.text());
@@ -736,7 +750,7 @@ impl Inner {
                     let wanted: &Wanted<'_> = &wanted[index];
                     lead = Some((index, self.wait_for(owner, wanted, &patience, Refused::Waits)?));
                 }
-                let done = self.try_all(&wanted, lead, |wanted| {
+                let done = self.try_all(&wanted, lead, Some(&patience), |wanted| {
                     self.wait_for(owner, wanted, &patience, Refused::Ends)
                 });
                 let Err(AcquireError::Busy(busy)) = done else { return done };
@@ -773,17 +787,67 @@ impl Inner {
         Ok(())
     }
 
-    /// One round: each request but the one that `lead` holds already is tried in order.
+    /// One round: each request but the one that `lead` holds already is tried in order. What was
+    /// taken is given back if that fails, with as much patience as there is.
     fn try_all(
         &self,
         wanted: &[Wanted<'_>],
         lead: Option<(usize, Lease)>,
-        mut acquire: impl FnMut(&Wanted<'_>) -> Result<Lease, AcquireError>,
+        patience: Option<&Patience>,
+        acquire: impl FnMut(&Wanted<'_>) -> Result<Lease, AcquireError>,
     ) -> Result<Leases, AcquireError> {
         let mut taken: Vec<Option<Lease>> = wanted.iter().map(|_| None).collect();
         if let Some((index, lease)) = lead {
             taken[index] = Some(lease);
         }
+        if let Err(error) = self.try_each(wanted, &mut taken, acquire) {
+            if let Some(patience) = patience {
+                let taken = taken.into_iter().zip(wanted);
+                self.give_back(
+                    taken.filter_map(|(lease, wanted)| Some((lease?, wanted))),
+                    patience,
+                );
+            }
+            return Err(error);
+        }
+        Ok(Leases::new(taken.into_iter().flatten().collect()))
+    }
+
+    /// Gives back what was taken: here what cannot hang, and then by helpers what can.
+    fn give_back<'a>(
+        &self,
+        taken: impl Iterator<Item = (Lease, &'a Wanted<'a>)>,
+        patience: &Patience,
+    ) {
+        let mut may_hang = Vec::new();
+        for (lease, wanted) in taken {
+            let name = {
+                let mut map = self.map.lock();
+                let resource = map.find(lease.name().into());
+                resource.and_then(|resource| {
+                    let local = resource.hold()?.file()?.is_local();
+                    (!local).then(|| Arc::clone(&resource.name))
+                })
+            };
+            match name {
+                Some(name) => may_hang.push((lease, self.lane(&name, wanted))),
+                None => drop(lease),
+            }
+        }
+        for (lease, lane) in may_hang {
+            lease.release_by(|rest| {
+                let helpers = &self.process.helpers;
+                let _ = helpers.run(lane, patience, Unbegun::Done, rest, drop, || ());
+            });
+        }
+    }
+
+    fn try_each(
+        &self,
+        wanted: &[Wanted<'_>],
+        taken: &mut [Option<Lease>],
+        mut acquire: impl FnMut(&Wanted<'_>) -> Result<Lease, AcquireError>,
+    ) -> Result<(), AcquireError> {
         let mut files: Vec<(FileId, usize)> = Vec::new();
         let lead = taken.iter().position(Option::is_some);
         for index in lead.into_iter().chain((0..wanted.len()).filter(|index| Some(*index) != lead))
@@ -810,7 +874,7 @@ impl Inner {
                 files.push((id, index));
             }
         }
-        Ok(Leases::new(taken.into_iter().flatten().collect()))
+        Ok(())
     }
 
     /// Which file a resource is held on.
@@ -905,9 +969,23 @@ impl Inner {
                 continue;
             };
             match self.number_if_refused_by_kernel(slot, &busy) {
-                Some((number, id)) => watch
-                    .get_or_insert_with(|| self.process.watchers.watch(number, id))
-                    .sleep(patience),
+                Some(Refuser { number, id, local }) => {
+                    let watch =
+                        watch.get_or_insert_with(|| self.process.watchers.watch(number, id));
+                    match watch.take_unarmed() {
+                        // What has happened before is not told: it must be looked at once more.
+                        Some(lent) => {
+                            let lane = match name.is_of_opened() {
+                                true => Lane::Device(id.dev),
+                                false => lane_of(name),
+                            };
+                            if let Some(lent) = self.armed(lent, local, lane, patience) {
+                                watch.armed(lent);
+                            }
+                        }
+                        None => watch.sleep(patience),
+                    }
+                }
                 None => patience.bell.sleep(patience.until()),
             }
         };
@@ -921,12 +999,26 @@ impl Inner {
         upgraded
     }
 
+    /// Arms a watch, here where that cannot hang, else by a helper; `None` if that takes too long.
+    fn armed(&self, mut lent: Lent, local: bool, lane: Lane, patience: &Patience) -> Option<Lent> {
+        let work = move || {
+            lent.arm();
+            lent
+        };
+        if local {
+            return Some(work());
+        }
+        let helpers = &self.process.helpers;
+        helpers.run(lane, patience, Unbegun::Withdrawn, work, drop, || ()).ok()?.ok()
+    }
+
     /// The descriptor to watch, where who is in the way is not among the resource's owners: outside
     /// of this space, or here by another name of the file.
-    fn number_if_refused_by_kernel(&self, slot: Slot, busy: &Busy) -> Option<(RawFd, FileId)> {
+    fn number_if_refused_by_kernel(&self, slot: Slot, busy: &Busy) -> Option<Refuser> {
         let mut map = self.map.lock();
         let file = map.resources.at(slot).hold()?.file()?;
-        busy.file().map(|_| (file.number(), file.id()))
+        let (number, id, local) = (file.number(), file.id(), file.is_local());
+        busy.file().map(|_| Refuser { number, id, local })
     }
 
     /// Tries to hold it in another mode. A conversion that is refused changes nothing.
@@ -1023,7 +1115,9 @@ impl Head<'_> {
                 Err(contended) => contended,
             };
             if refused == Refused::Ends {
-                return Err(self.busy(file.id()));
+                let end = self.busy(file.id());
+                self.put_away(file);
+                return Err(end);
             }
             if let Some(taken) = self.watch(file)? {
                 return Ok(taken);
@@ -1071,12 +1165,12 @@ impl Head<'_> {
             Origin::Existing => origin(self.wish.auto_create),
             from => from,
         };
-        let (file, retried) = self.retry(file, origin, Some(held))?;
+        let (file, retried) = self.retry(file, origin, Some(held), None)?;
         if let Ok(Retried::Locked) = retried {
             return Ok(Some((Some(file), origin)));
         }
         // Others share it, or it has lost its name. A real release, as if nobody waited.
-        let _ = file.release(self.name(), unlink_of(origin, held));
+        self.release(file, unlink_of(origin, held))?;
         retried.map_or_else(|refusal| Err(self.refused(refusal)), |_| Ok(None))
     }
 
@@ -1087,41 +1181,65 @@ impl Head<'_> {
             false => origin(self.wish.auto_create),
         };
         let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
+        // The watch goes first: its end must not be that of the inode, which can hang.
+        let leave = |file, watch: Watch| {
+            drop(watch);
+            self.put_away(file);
+        };
         loop {
             // Who asks a helper now gets no answer in time, and would take that for one that never
             // comes.
             match self.patience.over() {
-                Some(over) if !file.is_local() => return Err(self.over_at(over, file.id())),
+                Some(over) if !file.is_local() => {
+                    let end = self.over_at(over, file.id());
+                    leave(file, watch);
+                    return Err(end);
+                }
                 _ => {}
             }
             // Also when it has only just been refused: the watch began after that.
-            let (again, retried) = self.retry(file, origin, None)?;
+            let (again, retried) = self.retry(file, origin, None, Some(&mut watch))?;
             file = again;
-            match retried.map_err(|refusal| self.refused(refusal))? {
-                Retried::Locked => {
+            match retried {
+                Ok(Retried::Locked) => {
                     // Its end could be that of the inode, which a dead file system hangs in.
                     watch.leave(file.is_local() && self.inner.process.helpers.will_sweep());
                     return Ok(Some((Some(file), origin)));
                 }
-                Retried::Stale => return Ok(None),
-                Retried::Contended => {}
+                Ok(Retried::Stale) => {
+                    leave(file, watch);
+                    return Ok(None);
+                }
+                Ok(Retried::Contended) => {}
+                Err(refusal) => {
+                    leave(file, watch);
+                    return Err(self.refused(refusal));
+                }
             }
             self.transition.await_others();
-            match self.patience.over() {
-                Some(over) => return Err(self.over_at(over, file.id())),
-                None => watch.sleep(self.patience),
+            let end = match self.patience.over() {
+                Some(over) => Err(self.over_at(over, file.id())),
+                None => {
+                    watch.sleep(self.patience);
+                    let again = self.transition.acquire_again(self.patience);
+                    again.map_err(|over| self.over(over))
+                }
+            };
+            if let Err(end) = end {
+                leave(file, watch);
+                return Err(end);
             }
-            self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
         }
     }
 
-    /// One more try on an open file, which is held in mode `held` already where it was inherited:
-    /// here where it cannot hang, else by a helper.
+    /// One more try on an open file, which is held in mode `held` already where it was inherited,
+    /// after `watch` was armed: here where it cannot hang, else by a helper.
     fn retry(
         &self,
         file: LockFile,
         origin: Origin,
         held: Option<Mode>,
+        mut watch: Option<&mut Watch>,
     ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
         let (mode, opened) = (self.wish.mode, self.wish.opened);
         let retry = move |file: &LockFile, inner: &Inner, name: &Name| match opened {
@@ -1129,46 +1247,66 @@ impl Head<'_> {
             false => file.retry(name, held, mode, &inner.stale),
         };
         if file.is_local() {
+            arm(watch.as_deref_mut());
             let retried = retry(&file, self.inner, self.name());
             return Ok((file, retried));
         }
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
         let (id, began) = (file.id(), Instant::now());
-        let file = Arc::new(Mutex::new(Some(file)));
-        let for_work = Arc::clone(&file);
         // What carries a lock must not be dropped with work that never begins: a forked child may
-        // share it, and only an unlock ends it then. What carries none is the helper's alone, which
-        // then closes it also if the work never begins.
-        let (unbegun, locked) = match held {
-            Some(held) => (Unbegun::Done, Some((held, file))),
-            None => (Unbegun::DroppedInLane, None),
+        // share it, and only an unlock ends it then.
+        let unbegun = match held {
+            Some(_) => Unbegun::Done,
+            None => Unbegun::DroppedInLane,
         };
+        let lent = watch.as_mut().and_then(|watch| watch.take_unarmed());
         let work = move || {
-            let mut file = for_work.lock().take().expect("it is there until the work begins");
+            let (mut file, mut lent) = (file, lent);
             file.learn_whether_local();
+            if let Some(lent) = &mut lent {
+                lent.arm();
+            }
             let retried = retry(&file, &inner, &name);
-            (file, retried)
+            (file, retried, lent)
         };
-        let late = move |(file, retried)| {
+        let late = move |(file, retried, _)| {
             // What is not ours must not be unlocked: another hold may be on the same description.
             let held = if let Ok(Retried::Locked) = retried { Some(mode) } else { held };
             held.map(|held| (file, unlink_of(origin, held)))
         };
-        let mut done = self.by_helper(unbegun, work, late);
-        if let (Err(End { by_helper: false, .. }), Some((held, file))) = (&done, locked) {
-            // No thread could be started.
-            if let Some(file) = file.lock().take() {
-                let _ = file.release(self.name(), unlink_of(origin, held));
+        match self.by_helper(unbegun, work, late) {
+            Ok((file, retried, lent)) => {
+                if let (Some(watch), Some(lent)) = (watch, lent) {
+                    watch.armed(lent);
+                }
+                Ok((file, retried))
             }
+            // Somebody held it when it was looked at last, and there was no time to tell more.
+            Err(End { error: AcquireError::Stuck { .. }, by_helper })
+                if began.elapsed() < ANSWER =>
+            {
+                Err(End { by_helper, ..self.busy(id) })
+            }
+            Err(end) => Err(end),
         }
-        // Somebody held it when it was looked at last, and the file system had no time to tell more.
-        if let Err(End { error: error @ AcquireError::Stuck { .. }, .. }) = &mut done
-            && held.is_none()
-            && began.elapsed() < ANSWER
-        {
-            *error = self.busy(id).error;
+    }
+
+    /// Closes a file that is not locked, without waiting where that can hang.
+    fn put_away(&self, file: LockFile) {
+        if !file.is_local() {
+            self.inner.process.helpers.leave_to(&self.lane, move || drop(file));
         }
-        done
+    }
+
+    /// Ends a hold: here where it cannot hang, else by a helper.
+    fn release(&self, file: LockFile, unlink: Option<Mode>) -> Result<(), End> {
+        if file.is_local() {
+            let _ = file.release(self.name(), unlink);
+            return Ok(());
+        }
+        let name = Arc::clone(self.name());
+        let work = move || drop(file.release(&name, unlink));
+        self.by_helper(Unbegun::Done, work, |()| None)
     }
 
     /// Lets a helper do it. If the wait is over first, what comes of it later is given back: `late`
@@ -1230,9 +1368,28 @@ impl Head<'_> {
     }
 }
 
+/// Arms a watch on a file that cannot hang.
+fn arm(watch: Option<&mut Watch>) {
+    if let Some(watch) = watch
+        && let Some(mut lent) = watch.take_unarmed()
+    {
+        lent.arm();
+        watch.armed(lent);
+    }
+}
+
 /// In which mode the hold's release unlinks the file, if it does.
 pub(crate) fn unlink_of(origin: Origin, mode: Mode) -> Option<Mode> {
     (origin == Origin::AutoCreated).then_some(mode)
+}
+
+/// Of a name that is no caller's open file.
+fn lane_of(name: &Name) -> Lane {
+    match name.directory() {
+        Some(directory) => Lane::Device(directory.device()),
+        None if name.is_path() => lane_of_path(Path::new(name.text())),
+        None => Lane::Device(0),
+    }
 }
 
 fn lane_of_path(path: &Path) -> Lane {

@@ -65,7 +65,7 @@ pub(crate) enum Unbegun {
     /// It stays in its lane, only to be dropped there: it has a descriptor, and to close that can
     /// hang like anything else.
     DroppedInLane,
-    /// It is done all the same.
+    /// It is done all the same, and here if no thread can be had.
     Done,
 }
 
@@ -100,7 +100,7 @@ impl Helpers {
     /// gets what comes of it, on the helper.
     ///
     /// # Errors
-    /// That of starting a thread.
+    /// That of starting a thread; work that is done in any case is done here then.
     pub(crate) fn run<T: Send + 'static>(
         &'static self,
         lane: Lane,
@@ -134,7 +134,14 @@ impl Helpers {
                 bell.ring();
             }
         };
-        let job = self.submit(&lane, Box::new(job))?;
+        let number = match self.submit(&lane, Box::new(job)) {
+            Ok(number) => Some(number),
+            Err((_, job)) if unbegun == Unbegun::Done => {
+                job();
+                None
+            }
+            Err((error, _)) => return Err(error),
+        };
         loop {
             let over = patience.over();
             let mut now = stage.lock();
@@ -147,8 +154,11 @@ impl Helpers {
                         leaving();
                     }
                     drop(now);
-                    if !begun && unbegun == Unbegun::Withdrawn {
-                        self.withdraw(&lane, job);
+                    if !begun
+                        && unbegun == Unbegun::Withdrawn
+                        && let Some(number) = number
+                    {
+                        self.withdraw(&lane, number);
                     }
                     return Ok(Err(Late { over, begun }));
                 }
@@ -159,7 +169,15 @@ impl Helpers {
         }
     }
 
-    fn submit(&'static self, lane: &Lane, job: Job) -> io::Result<u64> {
+    /// Leaves work to a lane, without waiting for it; does it here if no thread can be had.
+    pub(crate) fn leave_to(&'static self, lane: &Lane, work: impl FnOnce() + Send + 'static) {
+        if let Err((_, job)) = self.submit(lane, Box::new(work)) {
+            job();
+        }
+    }
+
+    /// Tells the job's number, or gives it back where no thread can be had.
+    fn submit(&'static self, lane: &Lane, job: Job) -> Result<u64, (io::Error, Job)> {
         let mut office = self.office.lock();
         office.submitted += 1;
         let number = office.submitted;
@@ -171,7 +189,9 @@ impl Helpers {
             self.work.notify_one();
         } else {
             let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
-            helper.spawn(move || self.help())?;
+            if let Err(error) = helper.spawn(move || self.help()) {
+                return Err((error, job));
+            }
         }
         office.lanes.insert(lane.clone(), VecDeque::from([(number, job)]));
         office.waiting.push_back(lane.clone());

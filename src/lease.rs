@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock};
 use crate::error::{AcquireError, ReleaseError, VerifyError};
 use crate::name::Name;
 use crate::request::{Mode, OwnerId};
+use crate::resource::Care;
 use crate::resources::Slot;
 use crate::space::{Inner, untold};
 use crate::wait::Wait;
@@ -192,6 +193,19 @@ impl Lease {
         if self.ours {
             self.ours = false;
             self.space.keep(self.slot, self.owner);
+        }
+    }
+
+    /// Ends the hold in the map at once, and has the rest, which can hang, done by `by`.
+    pub(crate) fn release_by(mut self, by: impl FnOnce(Box<dyn FnOnce() + Send>)) {
+        self.ours = false;
+        if self.space.check().is_err() {
+            // In a forked child the lock is its parent's.
+            return;
+        }
+        let left = self.space.leave(self.space.map.lock(), self.slot, self.owner, Care::Lease);
+        if let Ok(Some(hold)) = left {
+            by(Box::new(move || untold(self.space.end(self.slot, &self.name, hold).err())));
         }
     }
 

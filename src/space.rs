@@ -751,7 +751,7 @@ impl Inner {
     }
 
     /// Ends one hold, or puts that off while the space is frozen. What comes back is to be ended.
-    fn leave(
+    pub(crate) fn leave(
         &self,
         mut map: MutexGuard<'_, Map>,
         slot: Slot,
@@ -794,7 +794,7 @@ impl Inner {
     }
 
     /// Makes the system calls of a release, after the last owner has left.
-    fn end(&self, slot: Slot, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
+    pub(crate) fn end(&self, slot: Slot, name: &Arc<Name>, hold: Hold) -> Result<(), ReleaseError> {
         let transition = Ending { inner: self, slot };
         let unlink = acquire::unlink_of(hold.origin, hold.mode);
         let released = hold.into_file().map_or(Ok(()), |file| file.release(name, unlink));

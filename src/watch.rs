@@ -71,6 +71,19 @@ struct Pool {
     rivals: Vec<(FileId, Instant)>,
 }
 
+/// An instance that a wait has, which goes back to the others when it is dropped.
+pub(crate) struct Lent {
+    watchers: &'static Watchers,
+    watcher: Arc<Watcher>,
+    /// The descriptor of the file that is watched.
+    number: RawFd,
+    /// The kernel's number for the watch, until it was the alarm that has woken. It never comes to
+    /// mean another watch.
+    armed: Option<i32>,
+    /// The watch is left for others to remove.
+    lingers: bool,
+}
+
 /// An instance that nobody sleeps by.
 #[derive(Debug)]
 struct Idle {
@@ -90,15 +103,12 @@ pub(crate) struct Alarm {
 }
 
 /// A file that somebody wants to be told about.
-pub(crate) struct Watch<'a> {
-    watchers: &'a Watchers,
-    /// The file, as this process has it open.
-    file: String,
+pub(crate) struct Watch {
+    watchers: &'static Watchers,
     /// `None` where there is no instance to be had.
-    watcher: Option<Arc<Watcher>>,
-    /// The kernel's number for the watch, until it was the alarm that has woken. It never comes to
-    /// mean another watch.
-    armed: Option<i32>,
+    lent: Option<Lent>,
+    /// The kernel is to be told of the file before that is looked at.
+    to_arm: bool,
     /// There are events that nobody has read.
     unread: bool,
     /// How often to look yet before the next sleep.
@@ -112,26 +122,28 @@ pub(crate) struct Watch<'a> {
 }
 
 impl Watchers {
-    /// Watches the file that this process has open under this number. By the number, so that it is
-    /// that file whatever becomes of its name.
-    pub(crate) fn watch(&self, number: RawFd, id: FileId) -> Watch<'_> {
+    /// Watches the file that this process has open under this number, once that is
+    /// [armed](Watch::take_unarmed).
+    pub(crate) fn watch(&'static self, number: RawFd, id: FileId) -> Watch {
         self.watching.fetch_add(1, Ordering::SeqCst);
-        let file = format!("/proc/self/fd/{number}");
-        let has_rivals = self.remembers_rivals(id);
-        let mut watch = Watch {
+        let lent = self.take().map(|watcher| Lent {
             watchers: self,
-            file,
-            watcher: self.take(),
+            watcher,
+            number,
             armed: None,
+            lingers: false,
+        });
+        Watch {
+            watchers: self,
+            lent,
+            to_arm: true,
             unread: false,
             at_once: 0,
             soon: None,
             id,
             lost: 0,
-            has_rivals,
-        };
-        watch.arm();
-        watch
+            has_rivals: self.remembers_rivals(id),
+        }
     }
 
     /// Whether some wait watches a file now. If none does, a sweep finds all that was left until
@@ -231,18 +243,43 @@ impl Alarm {
     }
 }
 
-impl Watch<'_> {
-    /// Watches again, if it does not. After this the file must be looked at once more: what has
-    /// happened before is not told.
-    fn arm(&mut self) {
-        let Some(watcher) = &self.watcher else { return };
-        if self.armed.is_none() {
-            let events = WatchFlags::CLOSE
-                | WatchFlags::DELETE_SELF
-                | WatchFlags::ATTRIB
-                | WatchFlags::MOVE_SELF;
-            self.armed = inotify::add_watch(&watcher.0, &*self.file, events).ok();
+impl Lent {
+    /// Has the kernel tell of the file. By the number, so that it is that file whatever becomes of
+    /// its name. The kernel asks the file system whether this process may read it, so this can hang.
+    pub(crate) fn arm(&mut self) {
+        let file = format!("/proc/self/fd/{}", self.number);
+        let events = WatchFlags::CLOSE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::ATTRIB
+            | WatchFlags::MOVE_SELF;
+        self.armed = inotify::add_watch(&self.watcher.0, file, events).ok();
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let watcher = Arc::clone(&self.watcher);
+        if self.lingers {
+            self.watchers.give_back(watcher, self.armed);
+        } else {
+            watcher.clear(self.armed);
+            self.watchers.give_back(watcher, None);
+            self.watchers.sweep();
         }
+    }
+}
+
+impl Watch {
+    /// What is to be [armed](Lent::arm), and given [back](Self::armed), before the file is looked at
+    /// and slept by. After that the file must be looked at once more: what has happened before is not
+    /// told. If it does not come back, the wait goes on without.
+    pub(crate) fn take_unarmed(&mut self) -> Option<Lent> {
+        let unarmed = self.lent.as_ref().is_some_and(|lent| lent.armed.is_none());
+        if std::mem::take(&mut self.to_arm) && unarmed { self.lent.take() } else { None }
+    }
+
+    pub(crate) fn armed(&mut self, lent: Lent) {
+        self.lent = Some(lent);
     }
 
     /// Sleeps until it is worth looking at the file again, the bell rings, or the wait is over.
@@ -250,11 +287,11 @@ impl Watch<'_> {
     /// Returns at once where there is something to be done before the next sleep: the file is to be
     /// looked at after that, or what happens meanwhile would be missed.
     pub(crate) fn sleep(&mut self, patience: &Patience) {
-        if let Some(watcher) = &self.watcher
+        if let Some(lent) = &self.lent
             && std::mem::take(&mut self.unread)
         {
-            watcher.drain();
-            self.arm();
+            lent.watcher.drain();
+            self.to_arm = true;
             return;
         }
         if self.at_once > 0 {
@@ -283,10 +320,14 @@ impl Watch<'_> {
 
     /// `true` if something has happened to the file, or the bell has ended the watch.
     fn sleep_until(&mut self, bell: &Bell, until: Instant) -> bool {
-        let (Some(watcher), Some(watch)) = (&self.watcher, self.armed) else {
+        let Some((lent, watch)) = self.lent.as_mut().and_then(|lent| {
+            let watch = lent.armed?;
+            Some((lent, watch))
+        }) else {
             bell.sleep(Some(until));
             return false;
         };
+        let watcher = &lent.watcher;
         if !bell.set_alarm(Alarm { watcher: Arc::clone(watcher), watch }) {
             return false;
         }
@@ -299,29 +340,22 @@ impl Watch<'_> {
         if bell.take_alarm().is_none() {
             // Perhaps after the time was over.
             self.unread = true;
-            self.armed = None;
+            lent.armed = None;
         }
         self.unread
     }
 
     /// The lock is there. Leaves the watch for others to remove, if somebody `will_sweep` soon.
     pub(crate) fn leave(mut self, will_sweep: bool) {
-        if will_sweep
-            && self.armed.is_some()
-            && let Some(watcher) = self.watcher.take()
-        {
-            self.watchers.give_back(watcher, self.armed);
+        if let Some(lent) = &mut self.lent {
+            lent.lingers = will_sweep && lent.armed.is_some();
         }
     }
 }
 
-impl Drop for Watch<'_> {
+impl Drop for Watch {
     fn drop(&mut self) {
-        if let Some(watcher) = self.watcher.take() {
-            watcher.clear(self.armed);
-            self.watchers.give_back(watcher, None);
-            self.watchers.sweep();
-        }
+        self.lent = None;
         self.watchers.watching.fetch_sub(1, Ordering::SeqCst);
     }
 }

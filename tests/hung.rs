@@ -8,7 +8,7 @@ mod common {
 }
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -16,8 +16,8 @@ use std::time::Duration;
 use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
 use lockspace::{
-    AcquireError, Cancel, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId,
-    Request, Target, Wait, holders_of,
+    AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, Request,
+    Target, Wait, holders_of,
 };
 
 const STUCK: OwnerId = OwnerId::new(1);
@@ -271,23 +271,98 @@ fn what_is_held_is_busy_at_the_deadline_also_where_a_file_system_might_hang() {
     second.acquire(OTHER, Request::exclusive(&path), Wait::NO).unwrap().release().unwrap();
 }
 
+/// A space that holds `name` in `hung`; another, whose requests it refuses; and the path.
+fn held_in(hung: &HungFs, mode: Mode) -> (&'static LockSpace, &'static LockSpace, PathBuf) {
+    let (holder, space) = (leaked_space(), leaked_space());
+    let path = hung.path().join("a.raw");
+    holder.acquire(STUCK, Request::new(mode, &path), Wait::NO).unwrap().keep();
+    (holder, space, path)
+}
+
 #[test]
-fn a_wait_that_is_cancelled_is_cancelled_also_where_a_file_system_might_hang() {
-    let [first, second] = [leaked_space(), leaked_space()];
-    let Some(answering) = answering_fs() else { return };
-    let path = answering.path().join("a.raw");
-    first.acquire(STUCK, Request::exclusive(&path), Wait::NO).unwrap().keep();
-    for time in (0..200).step_by(20).map(Duration::from_millis) {
-        let cancel = Cancel::new();
-        let ended = thread::scope(|scope| {
-            let wait = Wait::FOREVER.unless(&cancel);
-            let waiter = scope.spawn(|| second.acquire(OTHER, Request::exclusive(&path), wait));
-            // Wherever it is by then.
-            thread::sleep(time);
-            cancel.cancel();
-            waiter.join().unwrap()
+fn a_wait_goes_at_its_deadline_whichever_question_for_attributes_hangs() {
+    for answered in 0..12 {
+        let Some(hung) = answering_fs() else { return };
+        let (_, space, path) = held_in(&hung, Mode::Exclusive);
+        hung.hang_attributes(answered);
+        let error = promptly(space, &path, |space, path| {
+            let wait = Wait::within(Duration::from_millis(150));
+            space.acquire(OTHER, Request::exclusive(path), wait).unwrap_err()
         });
-        assert!(matches!(ended, Err(AcquireError::Cancelled { .. })), "{ended:?}");
+        let known = matches!(error, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+        assert!(known, "after {answered}: {error}");
     }
-    first.release(STUCK, &path).unwrap();
+}
+
+#[test]
+fn a_waiting_upgrade_goes_at_its_deadline_whichever_question_for_attributes_hangs() {
+    for answered in 0..3 {
+        let Some(hung) = answering_fs() else { return };
+        let (_, space, path) = held_in(&hung, Mode::Shared);
+        let request = Request::shared(&path).upgradable();
+        let lease = space.acquire(OTHER, request, Wait::NO).unwrap();
+        hung.hang_attributes(answered);
+        let refused = promptly(space, &path, |_, _| {
+            let mut lease = lease;
+            let refused = lease.upgrade(Wait::within(Duration::from_millis(150))).unwrap_err();
+            lease.keep();
+            refused
+        });
+        assert!(matches!(refused, AcquireError::Busy(_)), "after {answered}: {refused}");
+    }
+}
+
+#[test]
+fn a_wait_goes_at_its_deadline_though_the_close_of_what_it_waited_for_hangs() {
+    let Some(hung) = answering_fs() else { return };
+    let (_, space, path) = held_in(&hung, Mode::Exclusive);
+    hung.hang_closes();
+    let refused = promptly(space, &path, |space, path| {
+        space.acquire(OTHER, Request::exclusive(path), shortly()).unwrap_err()
+    });
+    assert!(matches!(refused, AcquireError::Busy(_)), "{refused}");
+    // By a helper.
+    hung.wait_for_close(1);
+}
+
+#[test]
+fn several_are_waited_for_no_longer_though_the_close_of_one_that_is_held_hangs() {
+    let Some(hung) = answering_fs() else { return };
+    let (_, space, path) = held_in(&hung, Mode::Exclusive);
+    hung.hang_closes();
+    let refused = promptly(space, &path, |space, path| {
+        space.acquire_all(OTHER, [Request::exclusive(path)], shortly()).unwrap_err()
+    });
+    // Behind the close, nothing more is told of it.
+    let known = matches!(refused, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+    assert!(known, "{refused}");
+    hung.wait_for_close(1);
+}
+
+#[test]
+fn several_are_waited_for_no_longer_though_to_give_back_one_of_them_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (holder, space) = (leaked_space(), leaked_space());
+    let Some(hung) = answering_fs() else { return };
+    let [ours, free, held] =
+        [hung.path().join("a.raw"), dir.path().join("b.raw"), dir.path().join("c.raw")];
+    fs::write(&free, "").unwrap();
+    fs::write(&held, "").unwrap();
+    let held_there = holder.acquire(STUCK, Request::exclusive(&held), Wait::NO).unwrap();
+    hung.hang_closes();
+    let refused = promptly(space, &ours, {
+        let (free, held) = (free.clone(), held.clone());
+        move |space, ours| {
+            let all = [ours, &free, &held].map(Request::exclusive);
+            space.acquire_all(OTHER, all, shortly()).unwrap_err()
+        }
+    });
+    assert!(matches!(refused, AcquireError::Busy(_)), "{refused}");
+    hung.wait_for_close(1);
+    assert_eq!(space.list(), [], "what is being given back is not held");
+    holder.acquire(STUCK, Request::exclusive(&free), Wait::NO).unwrap().release().unwrap();
+    held_there.release().unwrap();
+
+    hung.answer_all();
+    space.acquire(OTHER, Request::exclusive(&ours), Wait::NO).unwrap().release().unwrap();
 }
