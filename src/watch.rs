@@ -47,6 +47,12 @@ const LAST_LOOK: Duration = Duration::from_micros(1600);
 const STEP_BACK: u32 = 4;
 const LATER: Duration = Duration::from_micros(150);
 
+/// Others may open and close the file without end, and each time wakes whoever watches. So every so
+/// many wake-ups in vain there is a pause. Not after each: who waits among many for a lock that
+/// passes on fast must not always be the last to look.
+const IN_VAIN: u32 = 8;
+const PAUSE: Duration = Duration::from_millis(1);
+
 /// For so long a process remembers that it has rivals for a file.
 const REMEMBERED: Duration = Duration::from_millis(200);
 
@@ -115,6 +121,8 @@ pub(crate) struct Watch {
     at_once: u32,
     /// Something has happened to the file lately: when to look again.
     soon: Option<Duration>,
+    /// How often something has happened since the last pause, and the file could not be locked.
+    in_vain: u32,
     id: FileId,
     /// How often somebody else was faster.
     lost: u32,
@@ -140,6 +148,7 @@ impl Watchers {
             unread: false,
             at_once: 0,
             soon: None,
+            in_vain: 0,
             id,
             lost: 0,
             has_rivals: self.remembers_rivals(id),
@@ -305,14 +314,25 @@ impl Watch {
             self.lost += 1;
             self.watchers.remember_rivals(self.id);
         }
+        if self.in_vain == IN_VAIN {
+            self.in_vain = 0;
+            patience.bell.sleep(Some(patience.until_or_in(PAUSE)));
+            // It may have been rung.
+            return;
+        }
         let until = patience.until_or_in(self.soon.unwrap_or(LOOK_AGAIN));
         self.soon = match self.sleep_until(&patience.bell, until) {
             true => {
+                self.in_vain += 1;
                 self.at_once = if self.soon.is_none() { AT_ONCE } else { 1 };
                 if self.has_rivals && self.lost < STEP_BACK {
                     patience.bell.sleep(Some(patience.until_or_in(LATER)));
                 }
                 Some(FIRST_LOOK)
+            }
+            false if self.soon.is_none() => {
+                self.in_vain = 0;
+                None
             }
             false => self.soon.map(|pause| 2 * pause).filter(|pause| *pause <= LAST_LOOK),
         };

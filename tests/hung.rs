@@ -8,6 +8,7 @@ mod common {
 }
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -19,6 +20,7 @@ use lockspace::{
     AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, Request,
     Target, Wait, holders_of,
 };
+use rustix::fs::minor;
 
 const STUCK: OwnerId = OwnerId::new(1);
 const OTHER: OwnerId = OwnerId::new(2);
@@ -365,4 +367,31 @@ fn several_are_waited_for_no_longer_though_to_give_back_one_of_them_hangs() {
 
     hung.answer_all();
     space.acquire(OTHER, Request::exclusive(&ours), Wait::NO).unwrap().release().unwrap();
+}
+
+#[test]
+fn who_waits_where_a_file_system_might_hang_is_told_of_a_close() {
+    let Some(hung) = answering_fs() else { return };
+    let (holder, space, path) = held_in(&hung, Mode::Exclusive);
+    let file = fs::metadata(&path).unwrap();
+    let watched = format!("ino:{:x} sdev:{:x} ", file.ino(), minor(file.dev()));
+    let is_watched = || {
+        let infos = fs::read_dir("/proc/self/fdinfo").unwrap();
+        let infos = infos.filter_map(|info| fs::read_to_string(info.unwrap().path()).ok());
+        infos.into_iter().any(|info| info.contains(&watched))
+    };
+    let waiter = {
+        let path = path.clone();
+        thread::spawn(move || {
+            let wait = Wait::within(Duration::from_secs(60));
+            space.acquire(OTHER, Request::exclusive(&path), wait)?.release().unwrap();
+            Ok::<_, AcquireError>(())
+        })
+    };
+    while !is_watched() && !waiter.is_finished() {
+        thread::yield_now();
+    }
+    holder.release(STUCK, &path).unwrap();
+    waiter.join().unwrap().unwrap();
+    assert!(!is_watched());
 }

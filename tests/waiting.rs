@@ -11,8 +11,8 @@ mod common {
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +27,7 @@ use common::process::held;
 use common::waits::{LONG, Waiting, child_watches, eventually, helpers, open_below, start};
 use lockspace::{AcquireError, Busy, Cancel, Lease, LockSpace, Mode, Naming, OwnerId};
 use lockspace::{Request, Wait};
+use rustix::time::{ClockId, clock_gettime};
 use tempfile::TempDir;
 
 const A: OwnerId = OwnerId::new(1);
@@ -1032,6 +1033,32 @@ const STOP: usize = PROCESSES;
 const HOLDS: usize = PROCESSES + 1;
 const TWICE: usize = PROCESSES + 2;
 const KILLS: u64 = 40;
+
+#[test]
+fn a_storm_of_opens_and_closes_keeps_no_waiter_busy() {
+    let room = Room::on_disk();
+    let path = room.file();
+    let lease = room.space.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+    let other = space_in(room.dir.as_ref().unwrap().path());
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let storm = scope.spawn(|| {
+            while !over.load(SeqCst) {
+                drop(File::open(&path).unwrap());
+            }
+        });
+        let worked = || Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap();
+        let (began, before) = (Instant::now(), worked());
+        let refused = other.acquire(B, Request::exclusive(NAME), Wait::within(5 * SHORT));
+        // Of its time, and not of the clock's: whatever else the machine does.
+        let (took, worked) = (began.elapsed(), worked() - before);
+        over.store(true, SeqCst);
+        storm.join().unwrap();
+        busy(refused);
+        assert!(worked < took / 4, "{worked:?} of {took:?}");
+    });
+    drop(lease);
+}
 
 /// As tests/churn.rs, by waiting: a process says that it holds only while it does, and what a
 /// killed one has said is known not to count before it is killed.
