@@ -42,9 +42,9 @@ fn leaked_space() -> &'static LockSpace {
     Box::leak(Box::new(LockSpace::open(Naming::direct()).unwrap()))
 }
 
-/// A wait that is over in a moment.
+/// A wait that is over soon, but long enough for what does not hang, also on a busy machine.
 fn shortly() -> Wait {
-    Wait::within(Duration::from_millis(50))
+    Wait::within(Duration::from_millis(300))
 }
 
 /// Acquires in a thread of its own, which will be stuck.
@@ -260,7 +260,7 @@ fn what_is_held_is_busy_at_the_deadline_also_where_a_file_system_might_hang() {
     let Some(answering) = answering_fs() else { return };
     let path = answering.path().join("a.raw");
     first.acquire(STUCK, Request::exclusive(&path), Wait::NO).unwrap().keep();
-    for time in (20..220).step_by(20).map(Duration::from_millis) {
+    for time in (300..400).step_by(20).map(Duration::from_millis) {
         let refused = second.acquire(OTHER, Request::exclusive(&path), Wait::within(time));
         let refused = refused.unwrap_err();
         let AcquireError::Busy(busy) = refused else { panic!("after {time:?}: {refused}") };
