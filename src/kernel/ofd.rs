@@ -93,9 +93,10 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
 pub(crate) fn unlock_and_close(fd: OwnedFd) {
     // It cannot fail on a range as it was locked, and if it did, the close would be next.
     let _ = unlock(fd.as_fd(), ByteRange::WHOLE_FILE);
-    // SAFETY: it was ours alone, as its type says, and is not used again. What a drop does, but
-    // by rustix's inline assembly instead of libc.
-    unsafe { rustix::io::close(fd.into_raw_fd()) };
+    // By rustix's inline assembly instead of libc, as a drop would. An error is what the file system
+    // had to say in the end: the descriptor is gone all the same.
+    // SAFETY: it was ours alone, as its type says, and is not used again.
+    let _ = unsafe { rustix::io::try_close(fd.into_raw_fd()) };
 }
 
 fn kind_of(mode: Mode) -> libc::c_int {
