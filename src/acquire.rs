@@ -1189,13 +1189,12 @@ impl Head<'_> {
         loop {
             // Who asks a helper now gets no answer in time, and would take that for one that never
             // comes.
-            match self.patience.over() {
-                Some(over) if !file.is_local() => {
-                    let end = self.over_at(over, file.id());
-                    leave(file, watch);
-                    return Err(end);
-                }
-                _ => {}
+            if !file.is_local()
+                && let Some(over) = self.patience.over()
+            {
+                let end = self.over_at(over, file.id());
+                leave(file, watch);
+                return Err(end);
             }
             // Also when it has only just been refused: the watch began after that.
             let (again, retried) = self.retry(file, origin, None, Some(&mut watch))?;
