@@ -139,7 +139,7 @@ enum Found {
 
 impl Look {
     /// Whether the target is more than a name that is taken as it is.
-    fn is_needed(inner: &Inner, target: &Target<'_>, terms: Terms) -> bool {
+    fn is_needed(inner: &Inner, target: &Target<'_>, terms: &Terms) -> bool {
         match &target.0 {
             Means::Name(_) => {
                 let special = terms.auto_create || terms.refuse_hard_links;
@@ -295,41 +295,64 @@ impl Inner {
         owner: OwnerId,
         request: &Request<'_>,
     ) -> Result<Lease, AcquireError> {
-        let (target, terms) = (&request.target, request.terms);
-        if Look::is_needed(self, target, terms) {
-            let wanted = Wanted::new(self, target, terms)?;
-            return self.try_now(owner, &wanted);
+        let mode = request.terms.mode;
+        if Look::is_needed(self, &request.target, &request.terms) {
+            return self.try_after_a_look(owner, request);
         }
-        let key = Text::from(target.text());
+        let key = Text::from(request.target.text());
         let mut map = self.map.lock();
-        // Nearly always it is absent, or simply held: then nothing is made ready for more.
-        if !map.is_frozen() {
-            let Some(slot) = map.resources.find(key) else {
-                let wish = self.wish(owner, terms, None);
-                let name = match self.place.name(key) {
-                    Ok(name) => name,
-                    Err(why) => {
-                        return Err(AcquireError::Bad { name: key.as_str().to_owned(), why });
-                    }
-                };
-                let transition = self.begin(map, key.hash(), name, wish.claim());
-                let taken = Attempt::of(self, terms, None).run(self, &transition.name);
-                return self.tried(transition, &wish, taken);
-            };
+        let slot = map.resources.find(key);
+        // What is simply held is refused or joined at once, and nothing is made ready for more.
+        if let Some(slot) = slot
+            && !map.is_frozen()
+        {
             let resource = map.resources.at(slot);
-            if let Some((held, owners)) = resource.refuses(terms.mode) {
+            if let Some((held, owners)) = resource.refuses(mode) {
                 let name = Arc::clone(&resource.name);
                 drop(map);
-                return Err(AcquireError::Busy(Busy::inside(name, terms.mode, held, owners)));
+                return Err(AcquireError::Busy(Busy::inside(name, mode, held, owners)));
             }
-            let wish = self.wish(owner, terms, None);
+            let wish = self.wish(owner, request.terms, None);
             if let Admission::Joined = resource.admit(&wish) {
                 let name = Arc::clone(&resource.name);
                 drop(map);
                 return Ok(self.lease(slot, name, &wish));
             }
         }
+        self.try_further(map, key, slot, owner, request)
+    }
+
+    #[inline(never)]
+    fn try_after_a_look(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        request: &Request<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let wanted = Wanted::new(self, &request.target, request.terms)?;
+        self.try_now(owner, &wanted)
+    }
+
+    /// It is absent, or something else is going on with it.
+    #[inline(never)]
+    fn try_further(
+        self: &Arc<Self>,
+        map: MutexGuard<'_, Map>,
+        key: Text<'_>,
+        slot: Option<Slot>,
+        owner: OwnerId,
+        request: &Request<'_>,
+    ) -> Result<Lease, AcquireError> {
+        let (target, terms) = (&request.target, request.terms);
         let wish = self.wish(owner, terms, None);
+        if slot.is_none() && !map.is_frozen() {
+            let name = match self.place.name(key) {
+                Ok(name) => name,
+                Err(why) => return Err(AcquireError::Bad { name: key.as_str().to_owned(), why }),
+            };
+            let transition = self.begin(map, key.hash(), name, wish.claim());
+            let taken = Attempt::of(self, terms, None).run(self, &transition.name);
+            return self.tried(transition, &wish, taken);
+        }
         self.try_with(map, key, wish, &Wanted::of(target, terms, None))
     }
 
