@@ -129,9 +129,10 @@ impl Lease {
     /// this process the second is refused at once; between processes a deadline ends it.
     ///
     /// # Errors
-    /// [`AcquireError::Busy`] if others hold it too; of a wait, [`AcquireError::Deadlock`] if one of
-    /// them waits for the same, or is this owner; [`BadRequest::NotUpgradable`] in a direct space if
-    /// the first of the shared holds was not [`upgradable`](crate::Request::upgradable); those of a wait.
+    /// [`AcquireError::Busy`] if others hold it too; of a wait, [`AcquireError::Deadlock`] if one
+    /// of them waits for the same, or is this owner; [`BadRequest::NotUpgradable`] in a direct
+    /// space if the first of the shared holds was not
+    /// [`upgradable`](crate::Request::upgradable); those of a wait.
     ///
     /// [`BadRequest::NotUpgradable`]: crate::BadRequest::NotUpgradable
     ///

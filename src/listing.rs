@@ -22,8 +22,9 @@ pub(crate) struct Listing {
 
 impl Listing {
     /// Reads a directory that nobody else reads through this descriptor, or at least twice as many
-    /// of its entries as are `wanted`. `None` where an entry's inode may not be that of the file that its name
-    /// leads to: on a file system that is not known, or where something is mounted on a name.
+    /// of its entries as are `wanted`. `None` where an entry's inode may not be that of the file
+    /// that its name leads to: on a file system that is not known, or where something is mounted
+    /// on a name.
     pub(crate) fn read(directory: &Directory, wanted: usize) -> Option<Self> {
         if !directory.is_local() || has_mounts(directory) {
             return None;

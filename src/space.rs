@@ -376,8 +376,8 @@ impl LockSpace {
         }
     }
 
-    /// Takes a kept hold back as a lease, one for each call. The name is that of [`Lease::name`]: of an image, its
-    /// resolved path.
+    /// Takes a kept hold back as a lease, one for each call. The name is that of [`Lease::name`]: of
+    /// an image, its resolved path.
     ///
     /// # Errors
     /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it.
@@ -398,10 +398,10 @@ impl LockSpace {
         let (inner, text) = (self.inner(), name.as_ref());
         inner.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let mut map = inner.map.lock();
-        let slot = map.resources.find(text.into()).ok_or(NoSuchHold);
-        let (slot, name, mode) = slot
-            .and_then(|slot| map.hand_over(slot, owner, Care::Kept, Care::Lease))
-            .map_err(|NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() })?;
+        let not_held = |NoSuchHold| ReleaseError::NotHeld { owner, name: text.to_owned() };
+        let slot = map.resources.find(text.into()).ok_or(NoSuchHold).map_err(not_held)?;
+        let handed = map.hand_over(slot, owner, Care::Kept, Care::Lease);
+        let (name, mode) = handed.map_err(not_held)?;
         Ok(Lease::new(Arc::clone(inner), slot, name, owner, mode))
     }
 
@@ -1156,7 +1156,7 @@ impl Map {
         owner: OwnerId,
         from: Care,
         to: Care,
-    ) -> Result<(Slot, Arc<Name>, Mode), NoSuchHold> {
+    ) -> Result<(Arc<Name>, Mode), NoSuchHold> {
         if self.is_frozen() && self.left_after_thaw(slot, owner, from) == 0 {
             return Err(NoSuchHold);
         }
@@ -1167,6 +1167,6 @@ impl Map {
         let keeping = hold.owners.hand_over(owner, from, to)?;
         let (name, mode) = (Arc::clone(&resource.name), hold.mode);
         self.note(slot, owner, keeping);
-        Ok((slot, name, mode))
+        Ok((name, mode))
     }
 }

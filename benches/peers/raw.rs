@@ -230,14 +230,18 @@ fn unlink(way: Way, dir: BorrowedFd<'_>, file: &CStr) {
     assert_eq!(unsafe { libc::unlinkat(dir.as_raw_fd(), file.as_ptr(), 0) }, 0);
 }
 
-fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> bool {
-    let mut lock = libc::flock64 {
+fn lock_on(kind: libc::c_int, start: i64, len: i64) -> libc::flock64 {
+    libc::flock64 {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: start,
         l_len: len,
         l_pid: 0,
-    };
+    }
+}
+
+fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> bool {
+    let mut lock = lock_on(kind, start, len);
     let fd = fd.as_raw_fd();
     match way {
         // SAFETY: F_OFD_SETLK reads the lock, which lives through the call.
@@ -251,13 +255,7 @@ fn set_lock(way: Way, fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i6
 
 /// The kind of the lock that the kernel finds.
 fn lock_in(fd: BorrowedFd<'_>, kind: libc::c_int, start: i64, len: i64) -> libc::c_int {
-    let mut lock = libc::flock64 {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    };
+    let mut lock = lock_on(kind, start, len);
     // SAFETY: F_OFD_GETLK reads and writes the lock, which lives through the call.
     assert_eq!(unsafe { raw_fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) }, 0);
     lock.l_type.into()
