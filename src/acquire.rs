@@ -229,6 +229,18 @@ impl Attempt {
         self.opened.is_none() && name.leads_nowhere()
     }
 
+    /// What comes of it, if that can be told without a call that may hang.
+    fn run_at_once(&self, inner: &Inner, name: &Name) -> Option<Result<Taken, Refusal>> {
+        if self.is_in_memory(name) {
+            return Some(Ok((None, Origin::InMemory)));
+        }
+        if self.opened.is_some() {
+            return None;
+        }
+        let file = LockFile::take_at_once(name, &self.ask, &inner.stale)?;
+        Some(file.map(|file| (Some(file), origin(self.ask.create))))
+    }
+
     fn run(self, inner: &Inner, name: &Name) -> Result<Taken, Refusal> {
         if self.is_in_memory(name) {
             return Ok((None, Origin::InMemory));
@@ -1156,30 +1168,33 @@ impl Head<'_> {
     fn attempt(&self, wanted: &Wanted<'_>) -> Result<Result<Taken, LockFile>, End> {
         let attempt = Attempt::new(self.inner, wanted);
         let attempt = attempt.map_err(|refusal| self.refused(refusal))?;
-        let taken = if attempt.is_in_memory(self.name()) {
-            attempt.run(self.inner, self.name())
-        } else {
-            let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
-            let opened = attempt.opened.is_some();
-            let work = move || {
-                let mut taken = attempt.run(&inner, &name);
-                if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
-                    file.learn_whether_local();
-                }
-                taken
-            };
-            let mode = self.wish.mode;
-            let unbegun = if opened { Unbegun::DroppedInLane } else { Unbegun::Withdrawn };
-            self.by_helper(unbegun, work, move |taken| match taken {
-                Ok((Some(file), origin)) => Some((file, unlink_of(origin, mode))),
-                _ => None,
-            })?
+        let taken = match attempt.run_at_once(self.inner, self.name()) {
+            Some(taken) => taken,
+            None => self.attempt_by_helper(attempt)?,
         };
         match taken {
             Ok(taken) => Ok(Ok(taken)),
             Err(Refusal::Contended(file)) => Ok(Err(file)),
             Err(refusal) => Err(self.refused(refusal)),
         }
+    }
+
+    fn attempt_by_helper(&self, attempt: Attempt) -> Result<Result<Taken, Refusal>, End> {
+        let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
+        let opened = attempt.opened.is_some();
+        let work = move || {
+            let mut taken = attempt.run(&inner, &name);
+            if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
+                file.learn_whether_local();
+            }
+            taken
+        };
+        let mode = self.wish.mode;
+        let unbegun = if opened { Unbegun::DroppedInLane } else { Unbegun::Withdrawn };
+        self.by_helper(unbegun, work, move |taken| match taken {
+            Ok((Some(file), origin)) => Some((file, unlink_of(origin, mode))),
+            _ => None,
+        })
     }
 
     /// Takes over what another owner of this process has just left; `None` if that cannot be.
@@ -1203,6 +1218,7 @@ impl Head<'_> {
             true => Origin::Opened,
             false => origin(self.wish.auto_create),
         };
+        let helpers = &self.inner.process.helpers;
         let mut watch = self.inner.process.watchers.watch(file.number(), file.id());
         // The watch goes first: its end must not be that of the inode, which can hang.
         let leave = |file, watch: Watch| {
@@ -1225,7 +1241,7 @@ impl Head<'_> {
             match retried {
                 Ok(Retried::Locked) => {
                     // Its end could be that of the inode, which a dead file system hangs in.
-                    watch.leave(file.is_local() && self.inner.process.helpers.will_sweep());
+                    watch.leave(file.is_local() && helpers.will_sweep());
                     return Ok(Some((Some(file), origin)));
                 }
                 Ok(Retried::Stale) => {
@@ -1238,6 +1254,7 @@ impl Head<'_> {
                     return Err(self.refused(refusal));
                 }
             }
+            helpers.prepare_to_sweep();
             self.transition.await_others();
             let end = match self.patience.over() {
                 Some(over) => Err(self.over_at(over, file.id())),

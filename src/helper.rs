@@ -14,6 +14,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) enum Lane {
     Device(u64),
     /// Those on paths in this directory, of which nothing more can be known without touching it.
     Directory(PathBuf),
+    /// None: it is about there being a helper.
+    Nothing,
     /// Those on a caller's descriptor, by the mount that it was opened on.
     Mount(u64),
 }
@@ -42,6 +45,8 @@ pub(crate) enum Lane {
 /// The helpers of a process.
 pub(crate) struct Helpers {
     office: Mutex<Office>,
+    /// How many have nothing to do, for who has no time for the mutex.
+    idle: AtomicUsize,
     work: Condvar,
     watchers: Arc<Watchers>,
 }
@@ -51,7 +56,6 @@ struct Office {
     lanes: HashMap<Lane, VecDeque<(u64, Job)>>,
     /// Lanes that have work and nobody who does it.
     waiting: VecDeque<Lane>,
-    idle: usize,
     submitted: u64,
 }
 
@@ -87,12 +91,20 @@ pub(crate) struct Late {
 
 impl Helpers {
     pub(crate) fn new(watchers: Arc<Watchers>) -> Self {
-        Self { office: Mutex::default(), work: Condvar::new(), watchers }
+        let idle = AtomicUsize::new(0);
+        Self { office: Mutex::default(), idle, work: Condvar::new(), watchers }
     }
 
     /// Whether watches that linger are swept before long: by the helper that will have been idle.
     pub(crate) fn will_sweep(&self) -> bool {
-        self.office.lock().idle > 0
+        self.idle.load(Ordering::SeqCst) > 0
+    }
+
+    /// Has a helper be there that [will sweep](Self::will_sweep), unless no thread can be had.
+    pub(crate) fn prepare_to_sweep(&'static self) {
+        if !self.will_sweep() {
+            self.leave_to(&Lane::Nothing, || ());
+        }
     }
 
     /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
@@ -185,7 +197,7 @@ impl Helpers {
             jobs.push_back((number, job));
             return Ok(number);
         }
-        if office.idle > office.waiting.len() {
+        if self.idle.load(Ordering::SeqCst) > office.waiting.len() {
             self.work.notify_one();
         } else {
             let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
@@ -216,13 +228,13 @@ impl Helpers {
         let mut office = self.office.lock();
         loop {
             let Some(lane) = office.waiting.pop_front() else {
-                office.idle += 1;
+                self.idle.fetch_add(1, Ordering::SeqCst);
                 let alone = self.work.wait_for(&mut office, IDLE).timed_out();
-                office.idle -= 1;
+                let others = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
                 if !alone || !office.waiting.is_empty() {
                     continue;
                 }
-                let stays = office.idle == 0 && self.watchers.is_watching();
+                let stays = others == 0 && self.watchers.is_watching();
                 parking_lot::MutexGuard::unlocked(&mut office, || self.watchers.sweep());
                 if !stays && office.waiting.is_empty() {
                     return;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
 use crate::directory::{Directory, FileId, is_local, needs_raising, raised};
@@ -113,26 +113,51 @@ impl LockFile {
 
     fn take_from(leads: &Leads<'_>, ask: &Ask, stale: &AtomicU64) -> Result<Self, Refusal> {
         for attempt in 0..TRIES {
-            let Some((fd, created)) = open(leads, ask)? else { continue };
-            let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
-            let stat = match rustix::fs::fstat(&fd) {
-                Ok(stat) => stat,
-                Err(errno) => {
-                    ofd::unlock_and_close(fd);
-                    return Err(IoError::new("fstat", leads.path(), errno).into());
-                }
-            };
-            let file = Self::opened_at(leads, fd, &stat, ask);
-            // As it is nearly always. All else is looked at closely.
-            if matches!(locked, Ok(true)) && is_plain(&stat, ask) && file.is_there(leads) {
-                return Ok(file);
-            }
-            let locked = locked.map_err(|source| IoError::new("fcntl", leads.path(), source));
-            if let Some(taken) = file.judge(leads, ask, (locked, created), &stat, attempt, stale)? {
+            let Some(opened) = open(leads, ask)? else { continue };
+            if let Some(taken) = Self::lock(leads, ask, opened, attempt, stale)? {
                 return Ok(taken);
             }
         }
         Err(Refusal::Unstable(TRIES))
+    }
+
+    /// The same, if nothing of it can hang: where the file is on a local file system, and the way to
+    /// it in the kernel's memory. `None` where only [`take`](Self::take) can tell.
+    pub(crate) fn take_at_once(
+        name: &Name,
+        ask: &Ask,
+        stale: &AtomicU64,
+    ) -> Option<Result<Self, Refusal>> {
+        name.lead(|leads| {
+            let opened = (open_at_once(leads)?, false);
+            Self::lock(leads, ask, opened, 0, stale).transpose()
+        })
+    }
+
+    /// Locks a file that was opened, and perhaps created. `None`: begin again.
+    #[inline]
+    fn lock(
+        leads: &Leads<'_>,
+        ask: &Ask,
+        (fd, created): (OwnedFd, bool),
+        attempt: u32,
+        stale: &AtomicU64,
+    ) -> Result<Option<Self>, Refusal> {
+        let locked = ofd::try_lock(fd.as_fd(), ask.mode, ask.range);
+        let stat = match rustix::fs::fstat(&fd) {
+            Ok(stat) => stat,
+            Err(errno) => {
+                ofd::unlock_and_close(fd);
+                return Err(IoError::new("fstat", leads.path(), errno).into());
+            }
+        };
+        let file = Self::opened_at(leads, fd, &stat, ask);
+        // As it is nearly always. All else is looked at closely.
+        if matches!(locked, Ok(true)) && is_plain(&stat, ask) && file.is_there(leads) {
+            return Ok(Some(file));
+        }
+        let locked = locked.map_err(|source| IoError::new("fcntl", leads.path(), source));
+        file.judge(leads, ask, (locked, created), &stat, attempt, stale)
     }
 
     /// What is to become of a file that was opened, and perhaps locked, perhaps created: it may be
@@ -534,6 +559,20 @@ fn open(leads: &Leads<'_>, ask: &Ask) -> Result<Option<(OwnedFd, bool)>, Refusal
         },
         opened => Ok(opened),
     }
+}
+
+/// Opens a file of a local directory, if the way to it is in the kernel's memory: then nobody who
+/// waits for a deadline has to fear it. `None` where it is not, or where the kernel cannot tell
+/// (before Linux 5.12, or under a filter of system calls that does not know `openat2`).
+fn open_at_once(leads: &Leads<'_>) -> Option<OwnedFd> {
+    let Leads::In { directory, file, .. } = leads else { return None };
+    if !directory.is_local() {
+        return None;
+    }
+    // Not into what may be mounted on the file, either.
+    let resolve = ResolveFlags::CACHED | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
+    let fd = rustix::fs::openat2(directory, *file, OPEN_IN, rustix::fs::Mode::empty(), resolve);
+    fd.ok().filter(|fd| !needs_raising(fd))
 }
 
 fn open_in(

@@ -799,7 +799,6 @@ impl Inner {
         let unlink = acquire::unlink_of(hold.origin, hold.mode);
         let released = hold.into_file().map_or(Ok(()), |file| file.release(name, unlink));
         drop(transition);
-        self.process.watchers.sweep();
         let name = || name.text().to_owned();
         released.map_err(|source| ReleaseError::Leftover { name: name(), source })
     }

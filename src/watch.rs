@@ -12,10 +12,12 @@
 //!
 //! From the holder's close to the lock there are two system calls: the end of `poll`, and the lock.
 //! What else there is to do costs too much there. A read of the events waits until there is a
-//! sleep to come. A watch that is removed costs the kernel more than the wake-up does, so who gets
-//! the lock leaves its watch *lingering*, for others to remove ([`Watchers::sweep`]); and so a watch
-//! is never one that the kernel removes when it has told (`IN_ONESHOT`): that would be done by the
-//! holder, before its lock is gone.
+//! sleep to come. A watch that is removed costs the kernel more than the wake-up does, and some
+//! milliseconds later once more, in a thread of its own which wakes a core; so who gets the lock
+//! leaves its watch *lingering*. The next wait takes it over if it is for the same file, or else
+//! removes it, as an idle helper does after a while ([`Watchers::sweep`]). And so a watch is never
+//! one that the kernel removes when it has told (`IN_ONESHOT`): that would be done by the holder,
+//! before its lock is gone.
 
 use std::mem::MaybeUninit;
 use std::os::fd::{OwnedFd, RawFd};
@@ -86,6 +88,8 @@ pub(crate) struct Lent {
     /// The kernel's number for the watch, until it was the alarm that has woken. It never comes to
     /// mean another watch.
     armed: Option<i32>,
+    /// The watch of the wait before, which may have been for the same file.
+    old: Option<i32>,
     /// The watch is left for others to remove.
     lingers: bool,
 }
@@ -134,11 +138,12 @@ impl Watchers {
     /// [armed](Watch::take_unarmed).
     pub(crate) fn watch(&'static self, number: RawFd, id: FileId) -> Watch {
         self.watching.fetch_add(1, Ordering::SeqCst);
-        let lent = self.take().map(|watcher| Lent {
+        let lent = self.take().map(|Idle { watcher, lingering }| Lent {
             watchers: self,
             watcher,
             number,
             armed: None,
+            old: lingering,
             lingers: false,
         });
         Watch {
@@ -188,15 +193,14 @@ impl Watchers {
         pool.rivals.push((id, Instant::now()));
     }
 
-    fn take(&self) -> Option<Arc<Watcher>> {
+    fn take(&self) -> Option<Idle> {
         {
             let mut pool = self.pool.lock();
-            if let Some(Idle { watcher, lingering }) = pool.idle.pop() {
-                if lingering.is_some() {
-                    watcher.clear(lingering);
+            if let Some(idle) = pool.idle.pop() {
+                if idle.lingering.is_some() {
                     self.lingering.fetch_sub(1, Ordering::SeqCst);
                 }
-                return Some(watcher);
+                return Some(idle);
             }
             if pool.made == INSTANCES {
                 return None;
@@ -207,7 +211,7 @@ impl Watchers {
         if watcher.is_err() {
             self.pool.lock().made -= 1;
         }
-        watcher.ok().map(Arc::new)
+        watcher.ok().map(|watcher| Idle { watcher: Arc::new(watcher), lingering: None })
     }
 
     fn give_back(&self, watcher: Arc<Watcher>, lingering: Option<i32>) {
@@ -262,6 +266,10 @@ impl Lent {
             | WatchFlags::ATTRIB
             | WatchFlags::MOVE_SELF;
         self.armed = inotify::add_watch(&self.watcher.0, file, events).ok();
+        if let Some(old) = self.old.take() {
+            // Who waits again for the same file has the same watch again, for a tenth of the cost.
+            self.watcher.clear(Some(old).filter(|_| self.armed != Some(old)));
+        }
     }
 }
 
@@ -271,9 +279,8 @@ impl Drop for Lent {
         if self.lingers {
             self.watchers.give_back(watcher, self.armed);
         } else {
-            watcher.clear(self.armed);
+            watcher.clear(self.armed.or(self.old));
             self.watchers.give_back(watcher, None);
-            self.watchers.sweep();
         }
     }
 }

@@ -21,6 +21,7 @@ use lockspace::{
     Target, Wait, holders_of,
 };
 use rustix::fs::minor;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 const STUCK: OwnerId = OwnerId::new(1);
 const OTHER: OwnerId = OwnerId::new(2);
@@ -72,6 +73,15 @@ fn promptly<T: Send + 'static>(
     match result.recv_timeout(Duration::from_secs(60)) {
         Ok(result) => result,
         Err(error) => panic!("it is stuck, or has panicked: {error}"),
+    }
+}
+
+/// Unmounts what is mounted here when it is dropped.
+struct Mounted<'a>(&'a Path);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0, UnmountFlags::DETACH);
     }
 }
 
@@ -252,6 +262,23 @@ fn a_given_up_wait_for_an_opened_file_stalls_no_other_resource() {
         let wait = Wait::within(Duration::from_secs(3600));
         space.acquire(OTHER, Request::exclusive(local), wait).unwrap().release().unwrap();
     });
+}
+
+#[test]
+fn a_wait_goes_at_its_deadline_though_what_is_mounted_on_its_lock_file_hangs() {
+    let Some(hung) = hung_fs() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    space.create("disk").unwrap();
+    let lock_file = dir.path().join("disk");
+    if let Err(errno) = mount_bind(hung.path().join("a"), &lock_file) {
+        return skip_or_fail("a bind mount", &errno.to_string());
+    }
+    let _mounted = Mounted(&lock_file);
+    let given_up = promptly(&space, &lock_file, |space, _| {
+        space.acquire(STUCK, Request::exclusive("disk"), shortly()).unwrap_err()
+    });
+    assert!(matches!(given_up, AcquireError::Stuck { .. }), "{given_up}");
 }
 
 #[test]

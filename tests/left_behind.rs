@@ -54,20 +54,26 @@ fn descriptors(of: &str) -> Vec<String> {
     links.collect()
 }
 
-fn watches() -> usize {
+/// The kernel's numbers for the watches of this process.
+fn numbers_of_watches() -> Vec<String> {
     let info = |fd: String| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-    let count = |info: String| info.lines().filter(|line| line.starts_with("inotify ")).count();
-    descriptors("inotify").into_iter().map(info).map(count).sum()
+    let infos: String = descriptors("inotify").into_iter().map(info).collect();
+    let watches = infos.lines().filter_map(|line| line.strip_prefix("inotify "));
+    watches.map(|watch| watch.split(' ').next().unwrap().to_owned()).collect()
+}
+
+fn watches() -> usize {
+    numbers_of_watches().len()
 }
 
 /// Nothing but what the bounded pool may keep; the helpers in their own time.
 #[track_caller]
 fn only_the_pool_is_left(dir: &Path, threads: usize) {
-    assert_eq!(watches(), 0, "watches");
     assert!(descriptors("inotify").len() <= POOL, "{} instances", descriptors("inotify").len());
     assert_eq!(descriptors("eventfd").len(), 0);
     assert_eq!(open_below(dir), 0, "descriptors");
     eventually("the helpers end", || helpers() == 0);
+    assert_eq!(watches(), 0, "watches");
     let count = || fs::read_dir("/proc/self/task").unwrap().count();
     eventually("no thread is left", || count() == threads);
 }
@@ -198,35 +204,63 @@ fn granted_after_a_watch(space: &LockSpace, other: &LockSpace, name: &'static st
 }
 
 #[test]
-fn a_release_removes_the_watch_that_the_wait_has_left() {
-    in_child(|| {
-        let dir = TempDir::new().unwrap();
-        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
-        space.create(NAME).unwrap();
-        for _ in 0..20 {
-            let lease = granted_after_a_watch(&space, &other, NAME);
-            drop(lease);
-            assert_eq!(watches(), 0);
-            // Also where it is not the lease's own wait that has left it.
-            let unrelated = space.acquire(B, auto("unrelated"), Wait::NO).unwrap();
-            let lease = granted_after_a_watch(&space, &other, NAME);
-            drop(unrelated);
-            assert_eq!(watches(), 0);
-            drop(lease);
-        }
-    });
-}
-
-#[test]
-fn a_helper_removes_the_watch_that_a_wait_has_left_while_its_lease_is_held() {
+fn a_helper_removes_the_watch_that_a_wait_has_left() {
     in_child(|| {
         let dir = TempDir::new().unwrap();
         let (space, other) = (space_in(dir.path()), space_in(dir.path()));
         space.create(NAME).unwrap();
         let lease = granted_after_a_watch(&space, &other, NAME);
-        eventually("the watch is removed", || watches() == 0);
         eventually("the helpers end", || helpers() == 0);
+        assert_eq!(watches(), 0);
         lease.verify().unwrap();
+        // Also where the lease is gone before that.
+        drop(lease);
+        drop(granted_after_a_watch(&space, &other, NAME));
+        only_the_pool_is_left(dir.path(), 1);
+    });
+}
+
+#[test]
+fn who_waits_for_the_same_file_again_has_the_same_watch() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        let mut numbers = Vec::new();
+        for _ in 0..20 {
+            let lease = other.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+            let waiting = start({
+                let space = space.clone();
+                move || space.acquire(B, Request::exclusive(NAME), Wait::within(LONG)).map(drop)
+            });
+            let waiting = waiting.watches();
+            numbers.extend(numbers_of_watches());
+            drop(lease);
+            waiting.join().unwrap();
+        }
+        // A helper that wakes removes it, which can be once and again, but not each time.
+        assert_eq!(numbers.len(), 20);
+        assert!(numbers.windows(2).any(|pair| pair[0] == pair[1]), "{numbers:?}");
+    });
+}
+
+#[test]
+fn who_waits_for_a_file_that_has_replaced_another_is_told_of_it() {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        // An inode number is given to the next file at once, and the watch of the last one is gone.
+        for _ in 0..20 {
+            let lease = other.acquire(A, auto(NAME), Wait::NO).unwrap();
+            let waiting = start({
+                let space = space.clone();
+                move || space.acquire(B, auto(NAME), Wait::within(LONG)).map(drop)
+            });
+            let waiting = waiting.watches();
+            assert_eq!(watches(), 1);
+            drop(lease);
+            waiting.join().unwrap();
+        }
     });
 }
 
@@ -248,7 +282,29 @@ fn the_next_wait_removes_the_watch_that_another_has_left() {
         assert_eq!((watches(), descriptors("inotify").len()), (1, 1));
         drop(held);
         drop((first, waiting.join().unwrap()));
-        assert_eq!(watches(), 0);
+    });
+}
+
+/// Whether a wait that is granted at once has made a thread.
+fn makes_a_thread(request: Request<'_>) -> bool {
+    let dir = TempDir::new().unwrap();
+    let space = space_in(dir.path());
+    space.create(NAME).unwrap();
+    drop(space.acquire(A, request, Wait::within(LONG)).unwrap());
+    helpers() > 0
+}
+
+#[test]
+fn who_need_not_wait_for_a_file_that_the_kernel_remembers_makes_no_thread() {
+    in_child(|| {
+        // Others may just be renaming something, and then the kernel does not say.
+        let made = (0..10).all(|_| {
+            let requests = [Request::exclusive(NAME), Request::shared(NAME), auto(NAME)];
+            let made = requests.map(makes_a_thread);
+            eventually("the helpers end", || helpers() == 0);
+            made.contains(&true)
+        });
+        assert!(!made, "a thread each time");
     });
 }
 
@@ -274,7 +330,12 @@ fn a_helper_stays_while_somebody_watches_a_file_and_no_longer() {
             move || space.acquire(B, auto(NAME), Wait::within(2 * LONG))
         });
         let waiting = waiting.watches();
-        let before = naps_of_the_helper().expect("it has opened the file");
+        let mut before = None;
+        eventually("a helper has a name", || {
+            before = naps_of_the_helper();
+            before.is_some()
+        });
+        let before = before.unwrap();
         eventually("its idle time has ended twice", || {
             naps_of_the_helper().expect("it stays") >= before + 2
         });
