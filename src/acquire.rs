@@ -30,12 +30,9 @@ use crate::resource::{
 };
 use crate::resources::Slot;
 use crate::space::{Inner, Map, Transition};
+use crate::turns::{Began, COURTESY};
 use crate::wait::{Begun, Over, Patience, Wait};
 use crate::watch::{Lent, Watch};
-
-/// How long a waiter leaves the file to other processes after its own process has passed the lock
-/// on for a while. A waiter elsewhere wakes in a tenth of that.
-const COURTESY: Duration = Duration::from_millis(1);
 
 /// A request whose name is known.
 pub(crate) struct Wanted<'a> {
@@ -261,7 +258,7 @@ fn origin(auto_create: bool) -> Origin {
 /// How a wish got past the map.
 enum Admitted<'a> {
     Joined(Slot, Arc<Name>),
-    Alone(Transition<'a>),
+    Alone(Transition<'a>, Inherited),
     Queued(Slot),
 }
 
@@ -386,7 +383,7 @@ impl Inner {
     ) -> Result<Lease, AcquireError> {
         let transition = match self.admit(map, key, wish, wanted, None, None)? {
             Admitted::Joined(slot, name) => return Ok(self.lease(slot, name, &wish)),
-            Admitted::Alone(transition) => transition,
+            Admitted::Alone(transition, _) => transition,
             Admitted::Queued(_) => unreachable!("a try does not wait"),
         };
         let attempt = Attempt::new(self, wanted);
@@ -402,7 +399,7 @@ impl Inner {
         taken: Result<Taken, Refusal>,
     ) -> Result<Lease, AcquireError> {
         match taken {
-            Ok(taken) => Ok(self.granted(transition, wish, taken)),
+            Ok(taken) => Ok(self.granted(transition, wish, taken, None)),
             Err(Refusal::Contended(file)) => {
                 let id = file.id();
                 // Before it is anybody else's turn.
@@ -427,10 +424,11 @@ impl Inner {
         transition: Transition<'_>,
         wish: &Wish,
         (file, origin): Taken,
+        turn: Option<Began>,
     ) -> Lease {
         let slot = transition.slot();
         let hold = Hold::new(file, wish.range, wish.mode, origin, Owners::one(wish.owner));
-        let name = transition.end_in(hold);
+        let name = transition.end_in(hold, turn);
         self.lease(slot, name, wish)
     }
 
@@ -464,7 +462,13 @@ impl Inner {
             }
             let Some(slot) = map.resources.find(key) else {
                 let name = self.name(key, wanted).map_err(bad)?;
-                return Ok(Admitted::Alone(self.begin(map, key.hash(), name, wish.claim())));
+                let hash = key.hash();
+                let inherited = match waiter {
+                    Some(_) if map.turns.is_for_others(hash, Instant::now) => Inherited::Released,
+                    _ => Inherited::Nothing,
+                };
+                let transition = self.begin(map, hash, name, wish.claim());
+                return Ok(Admitted::Alone(transition, inherited));
             };
             let resource = map.resources.at(slot);
             let admission = resource.admit(&wish);
@@ -621,8 +625,7 @@ impl Inner {
             let queue = (refused == Refused::Waits).then_some(&waiter);
             match self.admit(self.map.lock(), key, wish, wanted, queue, Some(patience)) {
                 Ok(Admitted::Joined(slot, name)) => return Ok(self.lease(slot, name, &wish)),
-                Ok(Admitted::Alone(transition)) => {
-                    let inherited = Inherited::Nothing;
+                Ok(Admitted::Alone(transition, inherited)) => {
                     return self.head(transition, inherited, &wish, wanted, patience, refused);
                 }
                 Ok(Admitted::Queued(slot)) => {
@@ -724,7 +727,11 @@ impl Inner {
         let lane = self.lane(&transition.name, wanted);
         let head = Head { inner: self, transition, wish, lane, patience };
         match head.get(inherited, wanted, refused) {
-            Ok(taken) => Ok(self.granted(head.transition, wish, taken)),
+            Ok(taken) => {
+                // Nobody else is to be given a turn at what is in memory.
+                let turn = taken.0.is_some().then(|| Began::at(Instant::now()));
+                Ok(self.granted(head.transition, wish, taken, turn))
+            }
             Err(End { error, by_helper: true }) => {
                 head.transition.give_away();
                 Err(error)
@@ -776,7 +783,9 @@ impl Inner {
                 .map(|request| Wanted::patiently(self, &request.target, request.terms, &patience));
             let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
             check_named_once(&wanted)?;
-            self.check_waits_for_others(owner, &wanted)?;
+            if self.check_waits_for_others(owner, &wanted)? {
+                patience.give_way(COURTESY);
+            }
             let mut first = None;
             let mut rounds = 0;
             loop {
@@ -805,21 +814,26 @@ impl Inner {
         })
     }
 
-    /// Whatever else is in the way: what the owner itself holds would never be free.
+    /// Whatever else is in the way: what the owner itself holds would never be free. Tells whether
+    /// one of them is to be left to other processes first.
     fn check_waits_for_others(
         &self,
         owner: OwnerId,
         wanted: &[Wanted<'_>],
-    ) -> Result<(), AcquireError> {
+    ) -> Result<bool, AcquireError> {
         let mut map = self.map.lock();
+        let mut for_others = false;
         for wanted in wanted {
-            let wish = wanted.wish(self, owner);
-            let resource = map.find((&*wanted.text).into());
-            if resource.is_some_and(|resource| resource.would_wait_for_itself(&wish)) {
-                return Err(AcquireError::Deadlock { name: wanted.text.to_os_string() });
+            let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
+            match map.find(key) {
+                Some(resource) if resource.would_wait_for_itself(&wish) => {
+                    return Err(AcquireError::Deadlock { name: wanted.text.to_os_string() });
+                }
+                Some(_) => {}
+                None => for_others |= map.turns.is_for_others(key.hash(), Instant::now),
             }
         }
-        Ok(())
+        Ok(for_others)
     }
 
     /// One round: each request but the one that `lead` holds already is tried in order. What was
@@ -1139,7 +1153,7 @@ impl Head<'_> {
             }
             Inherited::Released => {
                 self.transition.await_others();
-                self.patience.bell.sleep(Some(self.patience.until_or_in(COURTESY)));
+                self.patience.give_way(COURTESY);
             }
             Inherited::Nothing => {}
         }

@@ -204,6 +204,7 @@ mod restore;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 mod space;
+mod turns;
 mod wait;
 mod watch;
 

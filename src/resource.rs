@@ -29,11 +29,8 @@ use crate::error::{BadRequest, Blockers};
 use crate::lock_file::LockFile;
 use crate::name::Name;
 use crate::request::{ByteRange, Mode, OwnerId};
+use crate::turns::{Began, PASSING};
 use crate::wait::Bell;
-
-/// How long a lock passes on from owner to owner of this process before it is really released,
-/// so that other processes get a turn.
-const PASSING: Duration = Duration::from_millis(10);
 
 /// How long a file system may take to answer before it is called stuck: a caller can also go just
 /// before the answer.
@@ -63,6 +60,8 @@ pub(crate) struct Resource {
     pub(crate) serial: u32,
     /// Somebody sleeps until the transition ends.
     pub(crate) watched: bool,
+    /// When the wait got it that holds it, if it was no try.
+    pub(crate) turn: Option<Began>,
     pub(crate) state: State,
     /// Boxed, as hardly any resource has one.
     queue: Option<Box<Queue>>,
@@ -240,7 +239,7 @@ pub(crate) enum Admission {
 
 impl Resource {
     pub(crate) fn new(name: Arc<Name>, hash: u64, serial: u32, state: State) -> Self {
-        Self { name, hash, serial, state, watched: false, queue: None }
+        Self { name, hash, serial, state, watched: false, turn: None, queue: None }
     }
 
     /// Who holds it, if it is simply held, in a mode that excludes this one.

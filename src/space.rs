@@ -33,6 +33,7 @@ use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
 use crate::resource::{Care, Claim, Hold, Keeping, NoSuchHold, Origin, Resource, Rings, State};
 use crate::resources::{Resources, Slot};
+use crate::turns::{Began, Turns};
 use crate::wait::{Bell, Over, Patience, Wait};
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
@@ -109,6 +110,8 @@ pub(crate) struct Map {
     kept: HashMap<OwnerId, Vec<Slot>>,
     /// The waits of each owner, to be cancelled with it.
     waits: BTreeMap<(OwnerId, u64), Arc<Bell>>,
+    /// What waits have lately let go of.
+    pub(crate) turns: Turns,
     serial: u64,
     /// What a snapshot has put off, while there is one.
     frozen: Option<Box<Frozen>>,
@@ -710,6 +713,9 @@ impl Inner {
             true => None,
             false => Some(map.resources.remove(slot)),
         };
+        if let Some(Resource { turn: Some(began), hash, .. }) = &removed {
+            map.turns.end(*hash, *began, Instant::now());
+        }
         drop(map);
         drop(removed);
         if watched {
@@ -925,10 +931,11 @@ impl<'a> Transition<'a> {
         self.name
     }
 
-    /// It ends in a hold.
-    pub(crate) fn end_in(self, hold: Hold) -> Arc<Name> {
+    /// It ends in a hold; a `turn`, where that was waited for.
+    pub(crate) fn end_in(self, hold: Hold, turn: Option<Began>) -> Arc<Name> {
         let Self { ending, name } = self;
         ending.inner.change_state(ending.slot, |resource, _, rings| {
+            resource.turn = turn;
             resource.state = State::Held(hold);
             resource.let_in(rings);
             true

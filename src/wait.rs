@@ -13,8 +13,9 @@ use crate::watch::Alarm;
 /// whether it blocks.
 ///
 /// A deadline covers everything: resolving a path, opening, locking. It is never early. A wait
-/// makes the system calls that could hang on a helper thread, so it costs two thread switches
-/// more than a try does.
+/// makes the system calls that could hang on a helper thread, and that costs two thread switches more
+/// than a try does. Nothing of the kind is needed in memory, nor in a directory on a local file system
+/// whose lock file the kernel remembers, since the calls are answered from there.
 ///
 /// ```
 /// use lockspace::{AcquireError, LockSpace, Naming, OwnerId, Request, Wait};
@@ -237,6 +238,13 @@ impl Patience {
     pub(crate) fn until_or_in(&self, pause: Duration) -> Instant {
         let soon = Instant::now() + pause;
         self.until().map_or(soon, |until| until.min(soon))
+    }
+
+    /// Lets others go first for so long, but not for more than half of the time that is left.
+    pub(crate) fn give_way(&self, pause: Duration) {
+        let now = Instant::now();
+        let left = self.until().map(|until| until.saturating_duration_since(now) / 2);
+        self.bell.sleep(Some(now + left.map_or(pause, |left| left.min(pause))));
     }
 
     /// Whether the wait has to end.

@@ -719,6 +719,52 @@ fn a_stream_of_shared_holders_does_not_starve_an_exclusive_waiter() {
 
 // Waiting for oneself.
 
+/// Holds it by a wait, for longer than a turn lasts, then waits for it anew; how long that took, each
+/// time.
+fn waits_after_long_holds(acquire: impl Fn(Wait) -> Box<dyn Send>) -> Vec<Duration> {
+    const TURN: Duration = Duration::from_millis(12);
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let lease = acquire(Wait::within(LONG));
+        let began = Instant::now();
+        while began.elapsed() < TURN {
+            thread::yield_now();
+        }
+        drop(lease);
+        let began = Instant::now();
+        drop(acquire(Wait::within(LONG)));
+        times.push(began.elapsed());
+    }
+    times
+}
+
+#[test]
+fn who_waits_for_what_it_has_just_let_go_of_lets_others_go_first() {
+    const COURTESY: Duration = Duration::from_millis(1);
+    let polite = |times: &[Duration]| times.iter().filter(|time| **time >= COURTESY).count();
+    let on_disk = Room::on_disk();
+    let request = || Request::exclusive(NAME);
+    let one =
+        waits_after_long_holds(|wait| Box::new(on_disk.space.acquire(A, request(), wait).unwrap()));
+    // Not where this thread was stopped for longer between the two.
+    assert!(polite(&one) >= 10, "{one:?}");
+    let several = waits_after_long_holds(|wait| {
+        let other = Request::exclusive("other").auto_create();
+        Box::new(on_disk.space.acquire_all(A, [request(), other], wait).unwrap())
+    });
+    assert!(polite(&several) >= 10, "{several:?}");
+    // A try takes what is free, and so does a wait for what no other process can have.
+    let tries = waits_after_long_holds(|_| {
+        Box::new(on_disk.space.acquire(A, request(), Wait::NO).unwrap())
+    });
+    assert!(polite(&tries) < 10, "{tries:?}");
+    let in_memory = Room::in_memory();
+    let alone = waits_after_long_holds(|wait| {
+        Box::new(in_memory.space.acquire(A, request(), wait).unwrap())
+    });
+    assert!(polite(&alone) < 10, "{alone:?}");
+}
+
 #[test]
 fn an_owner_that_would_wait_for_itself_is_told_so_at_once() {
     let deadlock = |room: &Room, mode| {
