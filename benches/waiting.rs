@@ -234,7 +234,7 @@ fn wake(bench: &Bench) {
         let file = by_kernel(&path, Mode::Exclusive);
         waiters[engine as usize].handoff(bench, || drop(file))
     });
-    Times::row("a plain program closes", &times, 2.0);
+    Times::row("the holder closes", &times, Some(2.0));
 
     let space = bench.space();
     let times = in_turns(count, |engine| {
@@ -242,7 +242,8 @@ fn wake(bench: &Bench) {
         let lease = space.acquire(OwnerId::new(1), request, Wait::NO).expect("it is free");
         waiters[engine as usize].handoff(bench, || drop(lease))
     });
-    Times::row("a lease is dropped", &times, 2.0);
+    // It unlocks before it closes. That wakes the kernel's waiter, and the close wakes ours.
+    Times::row("a lease is dropped", &times, None);
 
     let times = in_turns(count, |engine| {
         let holds = Gate::new();
@@ -254,7 +255,7 @@ fn wake(bench: &Bench) {
         holds.wait();
         waiters[engine as usize].handoff(bench, || holder.kill())
     });
-    Times::row("the holder is killed", &times, 4.0);
+    Times::row("the holder is killed", &times, Some(4.0));
 
     let waiters = self::waiters(bench, "created", true);
     let times = in_turns(count, |engine| {
@@ -262,7 +263,7 @@ fn wake(bench: &Bench) {
         let lease = space.acquire(OwnerId::new(1), request, Wait::NO).expect("it is free");
         waiters[engine as usize].handoff(bench, || drop(lease))
     });
-    Times::row("an auto-created file goes", &times, 4.0);
+    Times::row("an auto-created file goes", &times, Some(4.0));
 }
 
 /// A waiter of each engine for a file.
@@ -316,11 +317,15 @@ impl Times {
         );
     }
 
-    fn row(what: &str, [kernel, ours]: &[Self; 2], target: f64) {
+    /// One line. Where there is no target, the ratio is only told.
+    fn row(what: &str, [kernel, ours]: &[Self; 2], target: Option<f64>) {
         let ratios = [0.5, 0.99].map(|part| ours.part(part) / kernel.part(part));
-        let met = verdict(ratios.iter().all(|ratio| *ratio <= target));
+        let met = target.map_or("-".to_owned(), |target| {
+            let met = verdict(ratios.iter().all(|ratio| *ratio <= target));
+            format!("<= {target} {met}")
+        });
         println!(
-            "{what:<28}{:>24}{:>24}{:>16}  <= {target} {met}",
+            "{what:<28}{:>24}{:>24}{:>16}  {met}",
             format!("{:.0} / {:.0}", kernel.part(0.5), kernel.part(0.99)),
             format!("{:.0} / {:.0}", ours.part(0.5), ours.part(0.99)),
             format!("{:.2} / {:.2}", ratios[0], ratios[1]),
@@ -347,7 +352,7 @@ fn threads(bench: &Bench) {
             kernel::no_alarm();
             let space = LockSpace::open(naming).expect("a space");
             let times = between_threads(bench, &space, count);
-            Times::row(what, &times, 3.0);
+            Times::row(what, &times, Some(3.0));
         });
         child.join();
     }

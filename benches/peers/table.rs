@@ -49,8 +49,8 @@ impl Row {
     }
 
     /// A target that is missed is answered if it is out of everybody's reach, in this very run: if the
-    /// bare system calls miss it, or, with the least around them that a lockspace does, miss it or
-    /// come so near that nothing is left for what that leaves out.
+    /// bare system calls, or these with the least around them that a lockspace does, miss it or come so
+    /// near that nothing is left for what they leave out.
     fn verdict(&self) -> &'static str {
         /// Modes, ranges, counts, waiters and errors are not free.
         const NEAR: f64 = 0.97;
@@ -64,7 +64,7 @@ impl Row {
             return "met";
         }
         let out_of_reach = |target: &Target| {
-            let by_floor = !matches!(target, Target::Floor(_)) && used(FLOOR, *target) > 1.0;
+            let by_floor = !matches!(target, Target::Floor(_)) && used(FLOOR, *target) > NEAR;
             by_floor || used(BOUND, *target) > NEAR
         };
         if missed.all(out_of_reach) { "answered" } else { "missed" }
