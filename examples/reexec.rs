@@ -122,9 +122,11 @@ struct Generation {
 impl Generation {
     fn first(plan: Plan) -> Result<Self, Box<dyn Error>> {
         allow_descriptors()?;
-        let (directory, is_ours) = match &plan.directory {
-            Some(directory) => (directory.clone(), false),
-            None => (tempfile::tempdir()?.keep(), true),
+        // It goes with an error; and if all goes well, with the last generation.
+        let ours = plan.directory.is_none().then(tempfile::tempdir).transpose()?;
+        let directory = match (&plan.directory, &ours) {
+            (Some(directory), _) => directory.clone(),
+            (None, ours) => ours.as_ref().ok_or("no directory")?.path().to_owned(),
         };
         let program = std::env::current_exe()?;
         let space = LockSpace::open(Naming::md5(&directory))?;
@@ -144,6 +146,7 @@ impl Generation {
         let leases: Vec<_> = (0..plan.locks).map(lock).collect::<Result<_, _>>()?;
         let rival = Rival::spawn(&program, &directory, &plan)?;
         let (number, times, locks) = (0, plan.times, plan.locks);
+        let is_ours = ours.map(tempfile::TempDir::keep).is_some();
         Ok(Self { number, times, locks, program, directory, is_ours, rival, space, leases })
     }
 

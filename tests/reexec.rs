@@ -456,10 +456,14 @@ fn umask() -> u32 {
 /// The built example: `cargo test` puts it beside the folder of this test. A lone `--test reexec`
 /// builds none: `cargo build --examples` first, with the same features.
 fn example(args: &[&str]) -> Output {
+    Command::new(path_of_example()).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn path_of_example() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join("examples/reexec");
     assert!(path.exists(), "{} is missing: `cargo build --examples`", path.display());
-    Command::new(path).args(args).stdin(Stdio::null()).output().unwrap()
+    path
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -508,6 +512,17 @@ fn the_example_says_what_is_wrong() {
 }
 
 #[test]
+fn the_example_leaves_nothing_where_it_cannot_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 20 && exec \"$0\" --locks 50"]).arg(path_of_example());
+    let output = shell.env("TMPDIR", dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("Too many open files"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn the_example_ends_with_1_where_something_is_lost() {
     let dir = tempfile::tempdir().unwrap();
     let locks = dir.path().join("locks");
@@ -519,7 +534,6 @@ fn the_example_ends_with_1_where_something_is_lost() {
             while fs::read_dir(&locks).map_or(0, Iterator::count) < 20 {
                 thread::yield_now();
             }
-            thread::sleep(Duration::from_millis(100));
             let first = fs::read_dir(&locks).unwrap().next().unwrap().unwrap();
             fs::remove_file(first.path()).unwrap();
         }

@@ -7,6 +7,7 @@ mod common {
     pub(crate) mod interop;
     pub(crate) mod process;
     pub(crate) mod state;
+    pub(crate) mod waits;
 }
 
 use std::collections::BTreeMap;
@@ -17,15 +18,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Barrier, mpsc};
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::forked::{fork, is_free_for_others};
 use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
 use common::process::{held, in_child};
 use common::state::{closes_on_exec, descriptors, leave_behind, numbers_in, restore};
+use common::waits::{LONG, eventually, start};
 use lockspace::snapshot::{Document, ExecError, Snapshot, SnapshotError, carried};
 use lockspace::{
     AcquireError, Cancel, Lease, LockSpace, Mode, Naming, Origin, OwnerId, ReleaseError, Request,
@@ -317,32 +319,22 @@ fn tries_are_refused_and_waits_go_on_afterwards() {
     let soon = Wait::within(Duration::from_millis(30));
     assert_frozen(space.acquire(TWO, request("new"), soon), "new");
     let cancel = Cancel::new();
-    let begun = Barrier::new(5);
     let wait = |name: &'static str, wait: Wait| {
-        begun.wait();
-        space.acquire(TWO, request(name), wait)
+        let (space, request) = (space.clone(), request(name));
+        start(move || space.acquire(TWO, request, wait)).sleeps_for_others()
     };
-    let wait = &wait;
-    let long = || Wait::within(Duration::from_secs(60));
-    thread::scope(|scope| {
-        let new = scope.spawn(move || wait("new", long()));
-        let join = scope.spawn(move || wait("shared", long()));
-        let queued = scope.spawn(move || wait("held", long()));
-        let until_cancelled = Wait::FOREVER.unless(&cancel);
-        let cancelled = scope.spawn(move || wait("other", until_cancelled));
-        begun.wait();
-        thread::sleep(Duration::from_millis(30));
-        cancel.cancel();
-        let cancelled = cancelled.join().unwrap();
-        assert!(matches!(cancelled, Err(AcquireError::Cancelled { .. })), "{cancelled:?}");
-        assert!(![&new, &join, &queued].iter().any(|wait| wait.is_finished()));
-        drop(held);
-        assert!(!queued.is_finished());
-        drop(snapshot);
-        assert_eq!(new.join().unwrap().unwrap().name(), "new");
-        assert_eq!(join.join().unwrap().unwrap().name(), "shared");
-        assert_eq!(queued.join().unwrap().unwrap().name(), "held");
-    });
+    let [new, join, queued] = ["new", "shared", "held"].map(|name| wait(name, Wait::within(LONG)));
+    let cancelled = wait("other", Wait::FOREVER.unless(&cancel));
+    cancel.cancel();
+    let cancelled = cancelled.join();
+    assert!(matches!(cancelled, Err(AcquireError::Cancelled { .. })), "{cancelled:?}");
+    assert!(![&new, &join, &queued].iter().any(|wait| wait.is_finished()));
+    drop(held);
+    assert!(!queued.is_finished());
+    drop(snapshot);
+    assert_eq!(new.join().unwrap().name(), "new");
+    assert_eq!(join.join().unwrap().name(), "shared");
+    assert_eq!(queued.join().unwrap().name(), "held");
     shared.upgrade(Wait::NO).unwrap();
     other.downgrade().unwrap();
 }
@@ -355,24 +347,23 @@ fn a_wait_that_began_before_goes_on_afterwards() {
     // And one for what another space holds.
     let outside = space_in(dir.path());
     let theirs = hold(&outside, ONE, Mode::Exclusive, "b");
-    thread::scope(|scope| {
-        let wait = |name: &'static str| {
-            let request = Request::exclusive(name).auto_create();
-            space.acquire(TWO, request, Wait::within(Duration::from_secs(60)))
-        };
-        let waits = [scope.spawn(move || wait("a")), scope.spawn(move || wait("b"))];
-        thread::sleep(Duration::from_millis(50));
-        let snapshot = Snapshot::take([&space]).unwrap();
-        assert_eq!(json!(snapshot.documents())[0]["resources"].as_array().unwrap().len(), 1);
-        drop(held);
-        drop(theirs);
-        thread::sleep(Duration::from_millis(300));
-        assert!(!waits.iter().any(|wait| wait.is_finished()), "frozen");
-        drop(snapshot);
-        for wait in waits {
-            assert_eq!(wait.join().unwrap().unwrap().owner(), TWO);
-        }
-    });
+    let wait = |name: &'static str| {
+        let (space, request) = (space.clone(), Request::exclusive(name).auto_create());
+        start(move || space.acquire(TWO, request, Wait::within(LONG)))
+    };
+    let here = wait("a").sleeps_for_others();
+    let there = wait("b").watches();
+    let snapshot = Snapshot::take([&space]).unwrap();
+    assert_eq!(json!(snapshot.documents())[0]["resources"].as_array().unwrap().len(), 1);
+    drop(held);
+    drop(theirs);
+    // Both know of it, and sleep on: the one because the release is put off, the other because it
+    // must not lock anything now.
+    let waits = [here, there].map(|wait| wait.sleeps_for_others());
+    drop(snapshot);
+    for wait in waits {
+        assert_eq!(wait.join().unwrap().owner(), TWO);
+    }
 }
 
 #[test]
@@ -486,11 +477,7 @@ fn it_is_refused_while_a_file_system_gives_no_answer_to_nobody() {
     // Neither space is frozen.
     hold(&other, ONE, Mode::Exclusive, "a").release().unwrap();
     hung.answer_all();
-    let patience = Instant::now() + Duration::from_secs(60);
-    while Snapshot::take([&space]).is_err() {
-        assert!(Instant::now() < patience, "never settled");
-        thread::sleep(Duration::from_millis(5));
-    }
+    eventually("it settles", || Snapshot::take([&space]).is_ok());
     assert_eq!(space.list(), []);
 }
 

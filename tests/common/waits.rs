@@ -53,6 +53,16 @@ impl<T> Waiting<T> {
         self
     }
 
+    /// Returns when the thread sleeps until another thread of its process wakes it.
+    #[track_caller]
+    pub(crate) fn sleeps_for_others(self) -> Self {
+        eventually("the thread sleeps for others", || {
+            assert!(!self.thread.is_finished(), "it does not wait");
+            sleeps_in(&self.task, &[libc::SYS_futex])
+        });
+        self
+    }
+
     pub(crate) fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
