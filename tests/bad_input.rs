@@ -13,6 +13,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::interop::skip_or_fail;
 use common::process::{
@@ -270,6 +271,31 @@ fn what_is_no_file_is_refused_in_a_directory() {
         }
     });
     assert_eq!(names_in(dir.path()), before);
+}
+
+/// Whichever thread makes the system calls, and however it opens the file.
+#[test]
+fn a_wait_that_is_bad_is_refused_in_the_words_of_a_try() {
+    let dir = folder();
+    let mut names: Vec<_> = things(dir.path()).into_iter().map(|(name, _)| name).collect();
+    fs::hard_link(dir.path().join("file"), dir.path().join("link")).unwrap();
+    names.extend(["file", "a/b"]);
+    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    for name in names {
+        for mode in BOTH {
+            let request = Request::new(mode, name).refuse_hard_links();
+            for request in [request.clone(), request.auto_create()] {
+                let tried = refused(&space, request.clone());
+                let wait = Wait::within(Duration::from_secs(60));
+                let waited = space.acquire(ONE, request, wait).unwrap_err();
+                assert_eq!(waited.to_string(), tried.to_string());
+            }
+        }
+    }
+    let missing = || Request::exclusive("missing");
+    let waited = space.acquire(ONE, missing(), Wait::within(Duration::from_secs(60)));
+    assert_eq!(waited.unwrap_err().to_string(), refused(&space, missing()).to_string());
+    assert!(space.list().is_empty());
 }
 
 #[track_caller]
@@ -751,6 +777,11 @@ fn no_lock_has_the_number_of_standard_input_output_or_error() {
         assert_eq!(standard(), 0, "a lock file that was made");
         let shared = granted(&space, Request::shared("b").auto_create());
         assert_eq!(standard(), 0, "a shared lock file");
+        drop(shared);
+        fs::write(locks.join("b"), "").unwrap();
+        let wait = Wait::within(Duration::from_secs(60));
+        let shared = space.acquire(ONE, Request::shared("b"), wait).unwrap();
+        assert_eq!(standard(), 0, "a lock file that was waited for");
         let by_descriptor = granted(&space, Request::exclusive(Target::opened("c", &open)));
         assert_eq!(standard(), 0, "an open file");
         by_descriptor.release().unwrap();
