@@ -1159,6 +1159,10 @@ impl Head<'_> {
         }
         loop {
             self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
+            // Also while it gave way, or began anew: what is free now is not for it any more.
+            if self.patience.bell.is_cancelled() {
+                return Err(self.over(Over::Cancelled));
+            }
             let file = match self.attempt(wanted)? {
                 Ok(taken) => return Ok(taken),
                 Err(contended) => contended,

@@ -766,6 +766,39 @@ fn who_waits_for_what_it_has_just_let_go_of_lets_others_go_first() {
 }
 
 #[test]
+fn who_is_cancelled_while_it_lets_others_go_first_gets_nothing() {
+    let room = Room::on_disk();
+    let request = || Request::exclusive(NAME);
+    // It may be late for that: the lock is there after a millisecond.
+    eventually("a wait is cancelled in time", || {
+        let lease = room.space.acquire(A, request(), Wait::within(LONG)).unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(12) {
+            thread::yield_now();
+        }
+        let (space, cancel, go) =
+            (room.space.clone(), Cancel::new(), Arc::new(AtomicBool::new(false)));
+        let waiting = start({
+            let (wait, go) = (Wait::within(LONG).unless(&cancel), Arc::clone(&go));
+            move || {
+                while !go.load(SeqCst) {
+                    std::hint::spin_loop();
+                }
+                space.acquire(B, request(), wait).map(drop)
+            }
+        });
+        drop(lease);
+        go.store(true, SeqCst);
+        while !waiting.is_asleep() && !waiting.is_finished() {
+            std::hint::spin_loop();
+        }
+        cancel.cancel();
+        matches!(waiting.join(), Err(AcquireError::Cancelled { .. }))
+    });
+    assert!(is_free_for_others(&room.file()));
+}
+
+#[test]
 fn an_owner_that_would_wait_for_itself_is_told_so_at_once() {
     let deadlock = |room: &Room, mode| {
         for (_, wait) in long_waits() {

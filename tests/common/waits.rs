@@ -58,9 +58,14 @@ impl<T> Waiting<T> {
     pub(crate) fn sleeps_for_others(self) -> Self {
         eventually("the thread sleeps for others", || {
             assert!(!self.thread.is_finished(), "it does not wait");
-            sleeps_in(&self.task, &[libc::SYS_futex])
+            self.is_asleep()
         });
         self
+    }
+
+    /// Whether the thread sleeps until another thread of its process wakes it.
+    pub(crate) fn is_asleep(&self) -> bool {
+        sleeps_in(&self.task, &[libc::SYS_futex])
     }
 
     pub(crate) fn is_finished(&self) -> bool {
