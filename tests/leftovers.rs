@@ -13,6 +13,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::Duration;
 
 use common::forked::{self, Kind, Lock, fork, is_free_for_others};
 use common::interop::skip_or_fail;
@@ -180,11 +181,14 @@ fn assert_all_moved(space: &LockSpace, path: &Path, names: &[&str]) {
         let is_it = |n: &OsStr, d: &Path| n == name && d == path;
         for mode in [Mode::Exclusive, Mode::Shared] {
             for request in [made(mode, name), Request::new(mode, name)] {
-                let refused = space.acquire(OTHER, request, Wait::NO).unwrap_err();
-                let AcquireError::Moved { name, directory } = &refused else {
-                    panic!("{name}: {refused}");
-                };
-                assert!(is_it(name, directory), "{refused}");
+                // A wait opens the file in another way, at first.
+                for wait in [Wait::NO, Wait::within(Duration::from_secs(60))] {
+                    let refused = space.acquire(OTHER, request.clone(), wait).unwrap_err();
+                    let AcquireError::Moved { name, directory } = &refused else {
+                        panic!("{name}: {refused}");
+                    };
+                    assert!(is_it(name, directory), "{refused}");
+                }
             }
         }
         let refused = space.create(name).unwrap_err();
