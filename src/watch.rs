@@ -362,12 +362,15 @@ impl Watch {
         let timeout = Timespec::try_from(left).ok();
         let mut ready = [PollFd::new(&watcher.0, PollFlags::IN)];
         // Interrupted or not: whoever watches looks at everything anyway.
-        let _ = poll(&mut ready, timeout.as_ref());
+        let refused = poll(&mut ready, timeout.as_ref()).is_err_and(|errno| errno != Errno::INTR);
         self.unread = !ready[0].revents().is_empty();
         if bell.take_alarm().is_none() {
             // Perhaps after the time was over.
             self.unread = true;
             lent.armed = None;
+        } else if refused {
+            // A filter of system calls, say. There must be a sleep between two looks.
+            bell.sleep(Some(until));
         }
         self.unread
     }

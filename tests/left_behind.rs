@@ -3,6 +3,7 @@
 
 mod common {
     pub(crate) mod forked;
+    pub(crate) mod interop;
     pub(crate) mod process;
     pub(crate) mod waits;
 }
@@ -13,7 +14,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::forked::{Gate, fork};
+use common::forked::{Gate, fork, refuse_system_calls};
+use common::interop::skip_or_fail;
 use common::process;
 use common::waits::{LONG, eventually, helpers, open_below, start};
 use lockspace::{AcquireError, Cancel, Lease, LockSpace, Naming, OwnerId, Request, Wait};
@@ -163,6 +165,30 @@ fn without_inotify_the_results_are_the_same() {
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
         assert_eq!(descriptors("inotify").len(), taken.len(), "there was one to be had");
     });
+}
+
+/// A wait under a filter of system calls: granted when the holder goes, and asleep until then.
+fn granted_without(calls: &[libc::c_long]) {
+    in_child(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        let lease = other.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+        if !refuse_system_calls(calls) {
+            return skip_or_fail("seccomp", "the kernel refuses a filter");
+        }
+        let acquire = move || space.acquire(B, Request::exclusive(NAME), Wait::within(LONG));
+        let waiting = start(acquire).sleeps_for_others();
+        drop(lease);
+        drop(waiting.join().unwrap());
+    });
+}
+
+#[test]
+fn a_wait_does_without_the_calls_that_a_filter_refuses() {
+    granted_without(&[libc::SYS_openat2, libc::SYS_inotify_init1]);
+    granted_without(&[libc::SYS_openat2, libc::SYS_inotify_add_watch]);
+    granted_without(&[libc::SYS_ppoll]);
 }
 
 #[test]

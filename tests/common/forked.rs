@@ -115,6 +115,29 @@ pub(crate) fn without_system_calls(body: impl FnOnce()) -> ! {
     unreachable!("the process has ended");
 }
 
+/// In a child: from now on these system calls fail with `EPERM`, as under a filter that does not know
+/// them. `false` where the kernel has no such filters.
+pub(crate) fn refuse_system_calls(calls: &[libc::c_long]) -> bool {
+    let code = |code: u32| u16::try_from(code).expect("a code");
+    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
+    let number = code(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS);
+    let is = code(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K);
+    let answer = code(libc::BPF_RET | libc::BPF_K);
+    let mut filter = vec![step(number, 0, 0, 0)];
+    for &call in calls {
+        filter.push(step(is, u32::try_from(call).expect("a number"), 0, 1));
+        filter.push(step(answer, libc::SECCOMP_RET_ERRNO | libc::EPERM.unsigned_abs(), 0, 0));
+    }
+    filter.push(step(answer, libc::SECCOMP_RET_ALLOW, 0, 0));
+    let len = u16::try_from(filter.len()).expect("a short filter");
+    let program = libc::sock_fprog { len, filter: filter.as_mut_ptr() };
+    // SAFETY: integers, and a program that lives through the call.
+    unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    }
+}
+
 /// Ends this process, without destructors.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: nothing of this process runs after it.
