@@ -1203,7 +1203,7 @@ impl Head<'_> {
         let work = move || {
             let mut taken = attempt.run(&inner, &name);
             if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
-                file.learn_whether_local();
+                file.learn_whether_local(&name);
             }
             taken
         };
@@ -1319,7 +1319,7 @@ impl Head<'_> {
         let lent = watch.as_mut().and_then(|watch| watch.take_unarmed());
         let work = move || {
             let (mut file, mut lent) = (file, lent);
-            file.learn_whether_local();
+            file.learn_whether_local(&name);
             if let Some(lent) = &mut lent {
                 lent.arm();
             }

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::error::{IoError, OpenError};
+use crate::mounts::Mounts;
 
 /// Which file it is, as long as somebody has it open: file systems give a freed inode number to
 /// the next file at once.
@@ -83,7 +84,8 @@ impl Directory {
         let fd = fd.and_then(|fd| if needs_raising(&fd) { raised(&fd) } else { Ok(fd) });
         let fd = fd.map_err(|errno| failed("openat")(errno.into()))?;
         let stat = rustix::fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?;
-        let (id, local) = (FileId::from(&stat), is_local(&fd));
+        let (id, local) =
+            (FileId::from(&stat), is_local(&fd) && is_reached_locally(&absolute, &fd));
         let mut prefix = absolute.clone().into_os_string();
         if !prefix.as_bytes().ends_with(b"/") {
             prefix.push("/");
@@ -100,7 +102,8 @@ impl Directory {
         self.id.dev
     }
 
-    /// Whether it is on a file system whose locks and lookups cannot hang.
+    /// Whether it is on a file system whose locks and lookups cannot hang, and was reached through
+    /// none that can.
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }
@@ -136,6 +139,13 @@ pub(crate) fn is_local(fd: impl AsFd) -> bool {
     #[allow(clippy::unnecessary_cast)] // its type differs by target
     let magic = rustix::fs::fstatfs(fd).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
     [EXT, XFS, BTRFS, F2FS, TMPFS, RAMFS, ZFS].contains(&magic)
+}
+
+/// Whether no look by this path, or by the path that the kernel has for it, can hang on the way.
+pub(crate) fn is_reached_locally(path: &Path, fd: impl AsFd) -> bool {
+    let own = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd()));
+    let (Ok(own), Ok(mounts)) = (own, Mounts::read()) else { return false };
+    mounts.are_local_towards(path) && mounts.are_local_towards(&own)
 }
 
 fn make(path: &Path, mode: u32) -> io::Result<()> {

@@ -194,6 +194,7 @@ mod lease;
 mod listing;
 mod lock_file;
 mod lock_table;
+mod mounts;
 mod name;
 mod process;
 mod request;

@@ -4,12 +4,12 @@
 use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::ffi::OsStrExt;
 
 use hashbrown::HashMap;
 use rustix::fs::RawDir;
 
 use crate::directory::Directory;
+use crate::mounts::Mounts;
 
 /// The inodes of a directory's files, and their names.
 #[derive(Debug)]
@@ -58,16 +58,8 @@ impl Listing {
 fn has_mounts(directory: &Directory) -> bool {
     // As the kernel has it, without symlinks.
     let own = fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
-    let (Ok(own), Ok(mounts)) = (own, fs::read("/proc/thread-self/mountinfo")) else { return true };
-    let own = own.as_os_str().as_bytes();
-    // The table writes these otherwise.
-    if own.len() < 2 || own.iter().any(|byte| b" \t\n\\#".contains(byte)) {
-        return true;
-    }
-    // `27 1 254:0 / /run rw - ext4 /dev/vda rw`: mount, parent, device, root, mount point.
-    let points = mounts.split(|&b| b == b'\n').filter_map(|line| line.split(|&b| b == b' ').nth(4));
-    let mut below = points.filter_map(|point| point.strip_prefix(own));
-    below.any(|rest| rest.first() == Some(&b'/'))
+    let (Ok(own), Ok(mounts)) = (own, Mounts::read()) else { return true };
+    mounts.iter().any(|mount| mount.point != own && mount.point.starts_with(&own))
 }
 
 #[cfg(test)]

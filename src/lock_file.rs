@@ -19,7 +19,7 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use crate::directory::{Directory, FileId, is_local, needs_raising, raised};
+use crate::directory::{Directory, FileId, is_local, is_reached_locally, needs_raising, raised};
 use crate::error::{BadRequest, IoError};
 use crate::kernel::ofd;
 use crate::lock_table::{LockKind, locks_on_descriptor};
@@ -318,8 +318,9 @@ impl LockFile {
     }
 
     /// Asks the file system what it is. May hang.
-    pub(crate) fn learn_whether_local(&mut self) {
-        self.local = self.local || is_local(&self.fd);
+    pub(crate) fn learn_whether_local(&mut self, name: &Name) {
+        let on_the_way = || !name.is_path() || is_reached_locally(Path::new(name.text()), &self.fd);
+        self.local = self.local || is_local(&self.fd) && on_the_way();
     }
 
     /// Ends the hold: unlinks the lock file if `unlink` says in which mode it is held, unlocks,

@@ -85,6 +85,16 @@ impl Drop for Mounted<'_> {
     }
 }
 
+/// The same on a path through a file system that may hang.
+struct MountedIn<'a>(&'a HungFs, &'a Path);
+
+impl Drop for MountedIn<'_> {
+    fn drop(&mut self) {
+        self.0.answer_all();
+        let _ = unmount(self.1, UnmountFlags::DETACH);
+    }
+}
+
 /// Every verb, on resources that are not stuck.
 fn every_verb(space: &LockSpace, dir: &Path) {
     let [image, base, new] = ["a.raw", "base.raw", "new.raw"].map(|name| dir.join(name));
@@ -320,6 +330,28 @@ fn a_wait_goes_at_its_deadline_whichever_question_for_attributes_hangs() {
         });
         let known = matches!(error, AcquireError::Stuck { .. } | AcquireError::Busy(_));
         assert!(known, "after {answered}: {error}");
+    }
+}
+
+/// A local image behind a file system that hangs.
+#[test]
+fn a_wait_goes_at_its_deadline_wherever_on_the_way_to_a_local_file_it_hangs() {
+    for let_through in 0..10 {
+        let Some(hung) = answering_fs() else { return };
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("a.raw"), "").unwrap();
+        let path = hung.path().join("a.raw");
+        if let Err(errno) = mount_bind(dir.path().join("a.raw"), &path) {
+            return skip_or_fail("a bind mount", &errno.to_string());
+        }
+        let _mounted = MountedIn(&hung, &path);
+        let (_, space, _) = held_in(&hung, Mode::Exclusive);
+        hung.hang_names(let_through);
+        let error = promptly(space, &path, |space, path| {
+            space.acquire(OTHER, Request::exclusive(path), shortly()).unwrap_err()
+        });
+        let known = matches!(error, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+        assert!(known, "after {let_through}: {error}");
     }
 }
 

@@ -68,8 +68,8 @@ impl HungFs {
         )
     }
 
-    /// The same, but nothing hangs yet, and attributes are cached for no time: whatever needs them,
-    /// such as a check of permissions, asks.
+    /// The same, but nothing hangs yet, and names and attributes are cached for no time: whatever
+    /// needs them, such as a check of permissions, asks.
     pub(crate) fn mount_answering() -> Result<HungFs, String> {
         Self::mount_with(State::default(), 0)
     }
@@ -133,6 +133,11 @@ impl HungFs {
     /// From now on whoever closes a file hangs.
     pub(crate) fn hang_closes(&self) {
         self.shared.state().hangs.push((Kind::Close, 0));
+    }
+
+    /// From now on whoever follows a path through it hangs, after so many have been let through.
+    pub(crate) fn hang_names(&self, after: usize) {
+        self.shared.state().hangs.push((Kind::Name, after));
     }
 
     /// From now on whoever needs the attributes of a file hangs, after so many have been told them.
@@ -239,6 +244,7 @@ struct Parked {
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Lookup,
+    Name,
     Open,
     Close,
     Attributes,
@@ -325,14 +331,14 @@ impl Shared {
                 let entry = empty()
                     .u64(inode)
                     .u64(0) // generation
-                    .u64(A_DAY) // the name's
+                    .u64(self.cached) // the name's
                     .u64(self.cached) // the attributes'
                     .u64(0) // nanoseconds of both
                     .attributes(inode);
                 if name.starts_with(LOOKUP_HANGS.as_bytes()) {
                     return self.park(Kind::Lookup, unique, entry.0);
                 }
-                entry
+                return self.park(Kind::Name, unique, entry.0);
             }
             OPEN => return self.park(Kind::Open, unique, empty().zeros(16).0),
             GETATTR | SETATTR => {
