@@ -42,6 +42,11 @@ fn space_in(dir: &Path) -> LockSpace {
     LockSpace::open(Naming::verbatim(dir)).unwrap()
 }
 
+/// A folder on tmpfs, of which nothing can hang, wherever temporary files are.
+fn folder_in_memory() -> TempDir {
+    TempDir::new_in("/dev/shm").unwrap()
+}
+
 fn auto(name: &str) -> Request<'_> {
     Request::exclusive(name).auto_create()
 }
@@ -249,7 +254,7 @@ fn a_helper_removes_the_watch_that_a_wait_has_left() {
 #[test]
 fn who_waits_for_the_same_file_again_has_the_same_watch() {
     in_child(|| {
-        let dir = TempDir::new().unwrap();
+        let dir = folder_in_memory();
         let (space, other) = (space_in(dir.path()), space_in(dir.path()));
         space.create(NAME).unwrap();
         let mut numbers = Vec::new();
@@ -313,7 +318,7 @@ fn the_next_wait_removes_the_watch_that_another_has_left() {
 
 /// Whether a wait that is granted at once has made a thread.
 fn makes_a_thread(request: Request<'_>) -> bool {
-    let dir = TempDir::new().unwrap();
+    let dir = folder_in_memory();
     let space = space_in(dir.path());
     space.create(NAME).unwrap();
     drop(space.acquire(A, request, Wait::within(LONG)).unwrap());
