@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use common::forked::{Gate, fork, ran_alone};
 use common::interop::{require_tool, skip_or_fail};
 use common::process::{held, held_at, is_root};
-use common::waits::{LONG, eventually, program_blocks_in, start};
+use common::waits::{LONG, program_blocks_in, start};
 use lockspace::{AcquireError, Builder, ByteRange, Lease, LockSpace, Mode, Naming, OwnerId};
 use lockspace::{ReleaseError, Request, Wait};
 use tempfile::TempDir;
@@ -289,7 +289,9 @@ fn this_crate_waits_while_liblxc_holds_its_lock() {
     space.create(LOCK).unwrap();
     make_fifo(&config);
     running.ask(b's');
-    eventually("liblxc holds the lock", || held(&lxc.locks.join(LOCK)) == Some(Mode::Exclusive));
+    // It opens that under its lock. Not asked by tries for the lock, which would meet its own.
+    program_blocks_in(running.child.id(), libc::SYS_openat);
+    assert_eq!(held(&lxc.locks.join(LOCK)), Some(Mode::Exclusive));
     let refused = exclusive(&space, ME, Wait::NO);
     let Err(AcquireError::Busy(busy)) = &refused else { panic!("{refused:?}") };
     assert_eq!((busy.held(), busy.path()), (None, &*lxc.locks.join(LOCK)));
