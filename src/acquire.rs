@@ -226,18 +226,6 @@ impl Attempt {
         self.opened.is_none() && name.leads_nowhere()
     }
 
-    /// What comes of it, if that can be told without a call that may hang.
-    fn run_at_once(&self, inner: &Inner, name: &Name) -> Option<Result<Taken, Refusal>> {
-        if self.is_in_memory(name) {
-            return Some(Ok((None, Origin::InMemory)));
-        }
-        if self.opened.is_some() {
-            return None;
-        }
-        let file = LockFile::take_at_once(name, &self.ask, &inner.stale)?;
-        Some(file.map(|file| (Some(file), origin(self.ask.create))))
-    }
-
     fn run(self, inner: &Inner, name: &Name) -> Result<Taken, Refusal> {
         if self.is_in_memory(name) {
             return Ok((None, Origin::InMemory));
@@ -1186,9 +1174,9 @@ impl Head<'_> {
     fn attempt(&self, wanted: &Wanted<'_>) -> Result<Result<Taken, LockFile>, End> {
         let attempt = Attempt::new(self.inner, wanted);
         let attempt = attempt.map_err(|refusal| self.refused(refusal))?;
-        let taken = match attempt.run_at_once(self.inner, self.name()) {
-            Some(taken) => taken,
-            None => self.attempt_by_helper(attempt)?,
+        let taken = match attempt.is_in_memory(self.name()) {
+            true => attempt.run(self.inner, self.name()),
+            false => self.attempt_by_helper(attempt)?,
         };
         match taken {
             Ok(taken) => Ok(Ok(taken)),

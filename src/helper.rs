@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -25,6 +25,10 @@ use crate::watch::Watchers;
 
 /// How long a helper with nothing to do stays.
 const IDLE: Duration = Duration::from_millis(500);
+
+/// For so long an answer is looked for without sleep: nearly all come at once, and who sleeps until
+/// then wakes late, on another core perhaps.
+const AT_ONCE: Duration = Duration::from_micros(30);
 
 /// Paths are resolved in buffers of `PATH_MAX` bytes, and that is all that is deep.
 const STACK: usize = 256 * 1024;
@@ -154,6 +158,10 @@ impl Helpers {
             }
             Err((error, _)) => return Err(error),
         };
+        let submitted = Instant::now();
+        while !matches!(*stage.lock(), Stage::Done(_)) && submitted.elapsed() < AT_ONCE {
+            thread::yield_now();
+        }
         loop {
             let over = patience.over();
             let mut now = stage.lock();

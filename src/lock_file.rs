@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, ResolveFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::directory::{Directory, FileId, is_local, is_reached_locally, needs_raising, raised};
@@ -119,19 +119,6 @@ impl LockFile {
             }
         }
         Err(Refusal::Unstable(TRIES))
-    }
-
-    /// The same, if nothing of it can hang: where the file is on a local file system, and the way to
-    /// it in the kernel's memory. `None` where only [`take`](Self::take) can tell.
-    pub(crate) fn take_at_once(
-        name: &Name,
-        ask: &Ask,
-        stale: &AtomicU64,
-    ) -> Option<Result<Self, Refusal>> {
-        name.lead(|leads| {
-            let opened = (open_at_once(leads)?, false);
-            Self::lock(leads, ask, opened, 0, stale).transpose()
-        })
     }
 
     /// Locks a file that was opened, and perhaps created. `None`: begin again.
@@ -560,20 +547,6 @@ fn open(leads: &Leads<'_>, ask: &Ask) -> Result<Option<(OwnedFd, bool)>, Refusal
         },
         opened => Ok(opened),
     }
-}
-
-/// Opens a file of a local directory, if the way to it is in the kernel's memory: then nobody who
-/// waits for a deadline has to fear it. `None` where it is not, or where the kernel cannot tell
-/// (before Linux 5.12, or under a filter of system calls that does not know `openat2`).
-fn open_at_once(leads: &Leads<'_>) -> Option<OwnedFd> {
-    let Leads::In { directory, file, .. } = leads else { return None };
-    if !directory.is_local() {
-        return None;
-    }
-    // Not into what may be mounted on the file, either.
-    let resolve = ResolveFlags::CACHED | ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS;
-    let fd = rustix::fs::openat2(directory, *file, OPEN_IN, rustix::fs::Mode::empty(), resolve);
-    fd.ok().filter(|fd| !needs_raising(fd))
 }
 
 fn open_in(

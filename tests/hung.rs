@@ -7,7 +7,11 @@ mod common {
     pub(crate) mod interop;
 }
 
+use std::ffi::CString;
 use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -92,6 +96,51 @@ impl Drop for MountedIn<'_> {
     fn drop(&mut self) {
         self.0.answer_all();
         let _ = unmount(self.1, UnmountFlags::DETACH);
+    }
+}
+
+/// A scanner that asks to be asked before this file is opened (fanotify), and never answers: every
+/// open of it hangs until this is dropped.
+#[allow(unsafe_code, reason = "fanotify, which rustix does not have")]
+fn silent_scanner(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let (flags, events) = (libc::FAN_CLASS_CONTENT | libc::FAN_CLOEXEC, libc::FAN_OPEN_PERM);
+    // SAFETY: integers in, an integer out.
+    let scanner = match unsafe { libc::fanotify_init(flags, libc::O_RDONLY as u32) } {
+        -1 => return Err(io::Error::last_os_error()),
+        // SAFETY: it is new, and nobody else's.
+        fd => unsafe { OwnedFd::from_raw_fd(fd) },
+    };
+    let (fd, here) = (scanner.as_raw_fd(), libc::AT_FDCWD);
+    // SAFETY: the path is a string that ends in NUL and lives through the call.
+    match unsafe { libc::fanotify_mark(fd, libc::FAN_MARK_ADD, events, here, path.as_ptr()) } {
+        0 => Ok(scanner),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Nothing is at fault with the file system, and the kernel has the file in its memory.
+#[test]
+fn whoever_waits_goes_at_its_deadline_where_a_scanner_does_not_let_it_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    let in_directory = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    let direct = LockSpace::open(Naming::direct()).unwrap();
+    File::create(&disk).unwrap();
+    for (space, name) in [(in_directory, Path::new("disk")), (direct, &disk)] {
+        let acquire = |space: &LockSpace, name: &Path, wait| {
+            space.acquire(OTHER, Request::exclusive(name), wait)
+        };
+        drop(acquire(&space, name, Wait::NO).unwrap());
+        let scanner = match silent_scanner(&disk) {
+            Ok(scanner) => scanner,
+            Err(error) => return skip_or_fail("fanotify", &error.to_string()),
+        };
+        let refused = promptly(&space, name, move |space, name| acquire(space, name, shortly()));
+        assert!(matches!(refused, Err(AcquireError::Stuck { .. })), "{refused:?}");
+        drop(scanner);
+        // What the helper was given late is given back.
+        drop(acquire(&space, name, Wait::within(Duration::from_secs(60))).unwrap());
     }
 }
 
