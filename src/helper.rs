@@ -18,8 +18,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use crate::sleepers::Sleepers;
 use crate::wait::{Bell, Over, Patience};
 use crate::watch::Watchers;
 
@@ -48,10 +49,9 @@ pub(crate) enum Lane {
 
 /// The helpers of a process.
 pub(crate) struct Helpers {
-    office: Mutex<Office>,
+    office: Sleepers<Office>,
     /// How many have nothing to do, for who has no time for the mutex.
     idle: AtomicUsize,
-    work: Condvar,
     watchers: Arc<Watchers>,
 }
 
@@ -96,7 +96,7 @@ pub(crate) struct Late {
 impl Helpers {
     pub(crate) fn new(watchers: Arc<Watchers>) -> Self {
         let idle = AtomicUsize::new(0);
-        Self { office: Mutex::default(), idle, work: Condvar::new(), watchers }
+        Self { office: Sleepers::default(), idle, watchers }
     }
 
     /// Whether watches that linger are swept before long: by the helper that will have been idle.
@@ -206,7 +206,7 @@ impl Helpers {
             return Ok(number);
         }
         if self.idle.load(Ordering::SeqCst) > office.waiting.len() {
-            self.work.notify_one();
+            self.office.wake_one();
         } else {
             let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
             if let Err(error) = helper.spawn(move || self.help()) {
@@ -236,21 +236,28 @@ impl Helpers {
         let mut office = self.office.lock();
         loop {
             let Some(lane) = office.waiting.pop_front() else {
+                let until = Instant::now() + IDLE;
                 self.idle.fetch_add(1, Ordering::SeqCst);
-                let alone = self.work.wait_for(&mut office, IDLE).timed_out();
+                while office.waiting.is_empty() && Instant::now() < until {
+                    office = self.office.sleep(office, Some(until));
+                }
                 let others = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
-                if !alone || !office.waiting.is_empty() {
+                if !office.waiting.is_empty() {
                     continue;
                 }
                 let stays = others == 0 && self.watchers.is_watching();
-                parking_lot::MutexGuard::unlocked(&mut office, || self.watchers.sweep());
+                drop(office);
+                self.watchers.sweep();
+                office = self.office.lock();
                 if !stays && office.waiting.is_empty() {
                     return;
                 }
                 continue;
             };
             while let Some((_, job)) = office.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
-                parking_lot::MutexGuard::unlocked(&mut office, job);
+                drop(office);
+                job();
+                office = self.office.lock();
             }
             office.lanes.remove(&lane);
         }

@@ -108,10 +108,10 @@
 //!
 //! A forked child shares its parent's descriptors, and to unlock one of them would unlock the
 //! parent's. So a child's leases do nothing when dropped, and its calls are refused
-//! ([`AcquireError::Forked`]): open a space of its own there, if the parent had one thread. (A
-//! child of more has a copy of locks that other threads held, parking_lot's own tables among them:
-//! let it execute a program first.) While children live, a *killed*
-//! parent's locks live on in them, unless they have executed another program.
+//! ([`AcquireError::Forked`]): open a space of its own there, if the parent had one thread beside
+//! the helpers of this crate. (A child of more has a copy of locks that other threads held,
+//! parking_lot's own tables among them: let it execute a program first.) While children live, a
+//! *killed* parent's locks live on in them, unless they have executed another program.
 //!
 //! ## exec
 //!
@@ -202,6 +202,7 @@ mod resource;
 mod resources;
 #[cfg(feature = "snapshot")]
 mod restore;
+mod sleepers;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 mod space;

@@ -4,11 +4,10 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::{Condvar, Mutex};
-
 use crate::directory::FileId;
 use crate::helper::Helpers;
 use crate::kernel::fork::PerProcess;
+use crate::sleepers::Sleepers;
 use crate::watch::Watchers;
 
 static HERE: PerProcess<Process> = PerProcess::new();
@@ -19,8 +18,7 @@ pub(crate) struct Process {
     /// Its pid, for the message that a forked child gets.
     id: u32,
     /// The files whose descriptions somebody is about to lock; see [`Process::alone_with`].
-    looked_at: Mutex<HashSet<FileId>>,
-    looked: Condvar,
+    looked_at: Sleepers<HashSet<FileId>>,
     /// Those who make the system calls of whoever waits.
     pub(crate) helpers: Helpers,
     pub(crate) watchers: Arc<Watchers>,
@@ -33,8 +31,7 @@ impl Process {
             let watchers = Arc::<Watchers>::default();
             Self {
                 id: std::process::id(),
-                looked_at: Mutex::default(),
-                looked: Condvar::new(),
+                looked_at: Sleepers::default(),
                 helpers: Helpers::new(Arc::clone(&watchers)),
                 watchers,
             }
@@ -57,7 +54,7 @@ impl Process {
     pub(crate) fn alone_with(&self, id: FileId) -> Alone<'_> {
         let mut looked_at = self.looked_at.lock();
         while !looked_at.insert(id) {
-            self.looked.wait(&mut looked_at);
+            looked_at = self.looked_at.sleep(looked_at, None);
         }
         Alone { process: self, id }
     }
@@ -72,6 +69,6 @@ pub(crate) struct Alone<'a> {
 impl Drop for Alone<'_> {
     fn drop(&mut self) {
         self.process.looked_at.lock().remove(&self.id);
-        self.process.looked.notify_all();
+        self.process.looked_at.wake_all();
     }
 }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
+use crate::sleepers::Sleepers;
 use crate::watch::Alarm;
 
 /// How long an acquire may take. It is always written out, so that the line that acquires tells
@@ -266,8 +267,7 @@ impl Drop for Patience {
 /// Wakes one waiting thread, however it sleeps.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
-    rung: Mutex<Rung>,
-    ringing: Condvar,
+    rung: Sleepers<Rung>,
 }
 
 #[derive(Debug, Default)]
@@ -298,12 +298,8 @@ impl Bell {
     /// Sleeps until it is rung, or until `until`.
     pub(crate) fn sleep(&self, until: Option<Instant>) {
         let mut rung = self.rung.lock();
-        while !rung.nudged && !rung.cancelled {
-            match until {
-                None => self.ringing.wait(&mut rung),
-                Some(until) if self.ringing.wait_until(&mut rung, until).timed_out() => break,
-                Some(_) => {}
-            }
+        while !rung.nudged && !rung.cancelled && until.is_none_or(|until| Instant::now() < until) {
+            rung = self.rung.sleep(rung, until);
         }
         rung.nudged = false;
     }
@@ -331,7 +327,7 @@ impl Bell {
         match rung.alarm.take() {
             // Under the mutex: whoever takes it back must find its watch as it has left it.
             Some(alarm) => alarm.sound(),
-            None => drop(self.ringing.notify_one()),
+            None => self.rung.wake_one(),
         }
     }
 }

@@ -12,9 +12,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use common::forked::{
-    self, Gate, NO_SECCOMP, copy_in_child, fork, is_free_for_others, without_system_calls,
+    self, Forked, Gate, NO_SECCOMP, copy_in_child, fork, is_free_for_others, ran_alone,
+    without_system_calls,
 };
 use common::interop::skip_or_fail;
 use lockspace::{
@@ -25,6 +27,7 @@ use tempfile::TempDir;
 
 const OWNER: OwnerId = OwnerId::new(1);
 const OTHER: OwnerId = OwnerId::new(2);
+const LONG: Duration = Duration::from_secs(60);
 
 /// In memory where that is possible: the disk is not what is tested.
 fn tempdir() -> TempDir {
@@ -364,6 +367,34 @@ fn a_child_forked_at_any_moment_can_drop_everything() {
     });
     assert_held(lease.path());
     assert_held(&dir.path().join("kept"));
+}
+
+/// A helper of the parent sleeps when the children are forked, and their threads get its stack.
+#[test]
+fn children_can_wait_although_a_helper_of_their_parent_has_waited() {
+    if ran_alone() {
+        return;
+    }
+    let dir = tempdir();
+    let space = space_in(dir.path());
+    let acquire = |space: &LockSpace| {
+        space.acquire(OWNER, Request::exclusive("disk"), Wait::within(LONG)).unwrap()
+    };
+    space.create("disk").unwrap();
+    for _ in 0..30 {
+        drop(acquire(&space));
+        let children = [(); 4].map(|()| {
+            fork(|| {
+                let space = space_in(dir.path());
+                for _ in 0..200 {
+                    let lease = acquire(&space);
+                    thread::yield_now();
+                    drop(lease);
+                }
+            })
+        });
+        children.map(Forked::join);
+    }
 }
 
 #[test]

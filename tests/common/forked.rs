@@ -43,8 +43,8 @@ pub(crate) fn fork(body: impl FnOnce()) -> Forked {
 /// Runs the calling test once more in a process of its own, whose only thread it is; `true` here,
 /// when that has passed, and `false` there.
 ///
-/// For tests whose children do more than simple things. A sleeping thread stands in parking_lot's
-/// tables, and a child that is forked from beside it has the entry, but not the thread.
+/// For tests whose children do more than simple things: other threads may have locks, such as those of
+/// parking_lot's tables, when a child is forked beside them.
 pub(crate) fn ran_alone() -> bool {
     const ALONE: &str = "LOCKSPACE_TEST_ALONE";
     if std::env::var_os(ALONE).is_some() {
