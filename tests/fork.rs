@@ -393,7 +393,7 @@ fn children_can_wait_although_a_helper_of_their_parent_has_waited() {
                 }
             })
         });
-        children.map(Forked::join);
+        children.into_iter().for_each(Forked::join);
     }
 }
 
