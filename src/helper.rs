@@ -6,8 +6,9 @@
 //! without a thread, and other lanes never notice.
 //!
 //! The threads are made when there is work and end when there was none for [`IDLE`]. Each then
-//! removes the watches that others had no time to remove; while somebody watches a file, one stays
-//! for that.
+//! removes the watches that others had no time to remove, and the older ones after each work; while
+//! somebody watches a file, one stays for that, and while there are such watches, one that has no
+//! work which could hang.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -24,7 +25,7 @@ use crate::sleepers::Sleepers;
 use crate::wait::{Bell, Over, Patience};
 use crate::watch::Watchers;
 
-/// How long a helper with nothing to do stays.
+/// How long a helper with nothing to do stays, and a watch that nobody needs.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// For so long an answer is looked for without sleep: nearly all come at once, and who sleeps until
@@ -205,16 +206,23 @@ impl Helpers {
             jobs.push_back((number, job));
             return Ok(number);
         }
-        if self.idle.load(Ordering::SeqCst) > office.waiting.len() {
-            self.office.wake_one();
-        } else {
+        let idle = self.idle.load(Ordering::SeqCst).saturating_sub(office.waiting.len());
+        // What lingers must not wait for work that hangs.
+        if idle == 0 || idle == 1 && self.watchers.linger() {
             let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
-            if let Err(error) = helper.spawn(move || self.help()) {
+            if let Err(error) = helper.spawn(move || self.help())
+                && idle == 0
+            {
                 return Err((error, job));
             }
         }
         office.lanes.insert(lane.clone(), VecDeque::from([(number, job)]));
         office.waiting.push_back(lane.clone());
+        // Who is woken wants the mutex first.
+        drop(office);
+        if idle > 0 {
+            self.office.wake_one();
+        }
         Ok(number)
     }
 
@@ -247,7 +255,7 @@ impl Helpers {
                 }
                 let stays = others == 0 && self.watchers.is_watching();
                 drop(office);
-                self.watchers.sweep();
+                self.watchers.sweep(Duration::ZERO);
                 office = self.office.lock();
                 if !stays && office.waiting.is_empty() {
                     return;
@@ -257,6 +265,8 @@ impl Helpers {
             while let Some((_, job)) = office.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
                 drop(office);
                 job();
+                self.watchers.sweep(IDLE);
+
                 office = self.office.lock();
             }
             office.lanes.remove(&lane);

@@ -98,7 +98,14 @@ pub(crate) struct Lent {
 #[derive(Debug)]
 struct Idle {
     watcher: Arc<Watcher>,
-    lingering: Option<i32>,
+    lingering: Option<Lingering>,
+}
+
+/// A watch that its wait has left, and when.
+#[derive(Clone, Copy, Debug)]
+struct Lingering {
+    watch: i32,
+    since: Instant,
 }
 
 /// An inotify instance.
@@ -143,7 +150,7 @@ impl Watchers {
             watcher,
             number,
             armed: None,
-            old: lingering,
+            old: lingering.map(|lingering| lingering.watch),
             lingers: false,
         });
         Watch {
@@ -166,16 +173,21 @@ impl Watchers {
         self.watching.load(Ordering::SeqCst) > 0
     }
 
-    /// Removes the watches that linger. Who returns from this knows that all are gone that lingered
-    /// before.
-    pub(crate) fn sweep(&self) {
-        if self.lingering.load(Ordering::SeqCst) == 0 {
+    /// Whether there are watches to be swept.
+    pub(crate) fn linger(&self) -> bool {
+        self.lingering.load(Ordering::SeqCst) > 0
+    }
+
+    /// Removes the watches that have lingered for so long. Who returns from this knows that all are
+    /// gone that had before.
+    pub(crate) fn sweep(&self, age: Duration) {
+        if !self.linger() {
             return;
         }
         let mut pool = self.pool.lock();
         for idle in &mut pool.idle {
-            if let Some(watch) = idle.lingering.take() {
-                idle.watcher.clear(Some(watch));
+            if let Some(old) = idle.lingering.take_if(|old| old.since.elapsed() >= age) {
+                idle.watcher.clear(Some(old.watch));
                 self.lingering.fetch_sub(1, Ordering::SeqCst);
             }
         }
@@ -215,6 +227,7 @@ impl Watchers {
     }
 
     fn give_back(&self, watcher: Arc<Watcher>, lingering: Option<i32>) {
+        let lingering = lingering.map(|watch| Lingering { watch, since: Instant::now() });
         let mut pool = self.pool.lock();
         if lingering.is_some() {
             self.lingering.fetch_add(1, Ordering::SeqCst);

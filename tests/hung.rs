@@ -3,8 +3,10 @@
 //! whichever call the file system does not answer.
 
 mod common {
+    pub(crate) mod forked;
     pub(crate) mod hung_fs;
     pub(crate) mod interop;
+    pub(crate) mod waits;
 }
 
 use std::ffi::CString;
@@ -18,8 +20,10 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use common::forked::ran_alone;
 use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
+use common::waits;
 use lockspace::{
     AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, Request,
     Target, Wait, holders_of,
@@ -142,6 +146,31 @@ fn whoever_waits_goes_at_its_deadline_where_a_scanner_does_not_let_it_open() {
         // What the helper was given late is given back.
         drop(acquire(&space, name, Wait::within(Duration::from_secs(60))).unwrap());
     }
+}
+
+/// Nobody but a helper removes it, and the only one that was there has got work.
+#[test]
+fn a_watch_that_a_wait_has_left_is_removed_although_the_helper_hangs() {
+    if ran_alone() {
+        return;
+    }
+    let Some(hung) = hung_fs() else { return };
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let [space, other] = [(); 2].map(|()| LockSpace::open(Naming::verbatim(dir.path())).unwrap());
+    space.create("disk").unwrap();
+    let held = other.acquire(OTHER, Request::exclusive("disk"), Wait::NO).unwrap();
+    let waiting = waits::start({
+        let space = space.clone();
+        move || space.acquire(OTHER, Request::exclusive("disk"), Wait::within(waits::LONG))
+    });
+    let waiting = waiting.watches();
+    drop(held);
+    let lease = waiting.join().unwrap();
+    let path = hung.path().join("a");
+    let refused = leaked_space().acquire(STUCK, Request::exclusive(&path), shortly());
+    assert!(matches!(refused, Err(AcquireError::Stuck { .. })), "{refused:?}");
+    waits::eventually("the watch is removed", || waits::watches() == 0);
+    drop(lease);
 }
 
 /// Every verb, on resources that are not stuck.

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use common::forked::{Gate, fork, refuse_system_calls};
 use common::interop::skip_or_fail;
 use common::process;
-use common::waits::{LONG, eventually, helpers, open_below, start};
+use common::waits::{
+    LONG, descriptors, eventually, helpers, numbers_of_watches, open_below, start, watches,
+};
 use lockspace::{AcquireError, Cancel, Lease, LockSpace, Naming, OwnerId, Request, Wait};
 use parking_lot::RwLock;
 use rustix::fs::inotify;
@@ -49,28 +51,6 @@ fn folder_in_memory() -> TempDir {
 
 fn auto(name: &str) -> Request<'_> {
     Request::exclusive(name).auto_create()
-}
-
-/// The descriptors of this process, by what they lead to.
-fn descriptors(of: &str) -> Vec<String> {
-    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
-        let entry = entry.unwrap();
-        let link = fs::read_link(entry.path()).ok()?.to_str()?.to_owned();
-        link.contains(of).then(|| entry.file_name().into_string().unwrap())
-    });
-    links.collect()
-}
-
-/// The kernel's numbers for the watches of this process.
-fn numbers_of_watches() -> Vec<String> {
-    let info = |fd: String| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-    let infos: String = descriptors("inotify").into_iter().map(info).collect();
-    let watches = infos.lines().filter_map(|line| line.strip_prefix("inotify "));
-    watches.map(|watch| watch.split(' ').next().unwrap().to_owned()).collect()
-}
-
-fn watches() -> usize {
-    numbers_of_watches().len()
 }
 
 /// Nothing but what the bounded pool may keep; the helpers in their own time.
@@ -248,6 +228,21 @@ fn a_helper_removes_the_watch_that_a_wait_has_left() {
         drop(lease);
         drop(granted_after_a_watch(&space, &other, NAME));
         only_the_pool_is_left(dir.path(), 1);
+    });
+}
+
+#[test]
+fn the_watch_that_a_wait_has_left_is_removed_although_the_helper_always_has_work() {
+    in_child(|| {
+        let dir = folder_in_memory();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        space.create(NAME).unwrap();
+        let lease = granted_after_a_watch(&space, &other, NAME);
+        eventually("the watch is removed", || {
+            drop(space.acquire(A, auto("other"), Wait::within(LONG)).unwrap());
+            watches() == 0
+        });
+        drop(lease);
     });
 }
 

@@ -116,6 +116,28 @@ pub(crate) fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// The descriptors of this process, by what they lead to.
+pub(crate) fn descriptors(of: &str) -> Vec<String> {
+    let links = fs::read_dir("/proc/self/fd").unwrap().filter_map(|entry| {
+        let entry = entry.unwrap();
+        let link = fs::read_link(entry.path()).ok()?.to_str()?.to_owned();
+        link.contains(of).then(|| entry.file_name().into_string().unwrap())
+    });
+    links.collect()
+}
+
+/// The kernel's numbers for the watches of this process.
+pub(crate) fn numbers_of_watches() -> Vec<String> {
+    let info = |fd: String| fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+    let infos: String = descriptors("inotify").into_iter().map(info).collect();
+    let watches = infos.lines().filter_map(|line| line.strip_prefix("inotify "));
+    watches.map(|watch| watch.split(' ').next().unwrap().to_owned()).collect()
+}
+
+pub(crate) fn watches() -> usize {
+    numbers_of_watches().len()
+}
+
 /// The descriptors of this process that lead into a folder.
 pub(crate) fn open_below(folder: &Path) -> usize {
     let folder = folder.to_str().expect("UTF-8");
