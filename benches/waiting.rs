@@ -141,6 +141,10 @@ const LONG: Duration = Duration::from_secs(600);
 /// How long a waiter has to fall asleep.
 const SETTLE: Duration = Duration::from_millis(2);
 
+/// The same within a process. Each twentieth of a second it leaves the lock to others for a
+/// millisecond: one handoff in some two hundred at this pace.
+const SETTLE_IN_PROCESS: Duration = Duration::from_micros(200);
+
 /// The engines take turns after this many handoffs.
 const BLOCK: usize = 100;
 
@@ -395,7 +399,7 @@ fn between_threads(bench: &Bench, space: &LockSpace, count: usize) -> [Times; 2]
             while waits.load(SeqCst) == 0 {
                 thread::yield_now();
             }
-            thread::sleep(SETTLE);
+            thread::sleep(SETTLE_IN_PROCESS);
             let before = bench.now();
             match lease {
                 Some(lease) => drop(lease),

@@ -30,7 +30,7 @@ use crate::resource::{
 };
 use crate::resources::Slot;
 use crate::space::{Inner, Map, Transition};
-use crate::turns::{Began, COURTESY};
+use crate::turns::{Began, COURTESY, Rivals, TurnKey};
 use crate::wait::{Begun, Over, Patience, Wait};
 use crate::watch::{Lent, Watch};
 
@@ -387,7 +387,10 @@ impl Inner {
         taken: Result<Taken, Refusal>,
     ) -> Result<Lease, AcquireError> {
         match taken {
-            Ok(taken) => Ok(self.granted(transition, wish, taken, None)),
+            Ok(taken) => {
+                let turn = self.process.turns.go_on(|| turn_key(&transition.name));
+                Ok(self.granted(transition, wish, taken, turn))
+            }
             Err(Refusal::Contended(file)) => {
                 let id = file.id();
                 // Before it is anybody else's turn.
@@ -450,13 +453,8 @@ impl Inner {
             }
             let Some(slot) = map.resources.find(key) else {
                 let name = self.name(key, wanted).map_err(bad)?;
-                let hash = key.hash();
-                let inherited = match waiter {
-                    Some(_) if map.turns.is_for_others(hash, Instant::now) => Inherited::Released,
-                    _ => Inherited::Nothing,
-                };
-                let transition = self.begin(map, hash, name, wish.claim());
-                return Ok(Admitted::Alone(transition, inherited));
+                let transition = self.begin(map, key.hash(), name, wish.claim());
+                return Ok(Admitted::Alone(transition, Inherited::Nothing));
             };
             let resource = map.resources.at(slot);
             let admission = resource.admit(&wish);
@@ -715,9 +713,12 @@ impl Inner {
         let lane = self.lane(&transition.name, wanted);
         let head = Head { inner: self, transition, wish, lane, patience };
         match head.get(inherited, wanted, refused) {
-            Ok(taken) => {
+            Ok((taken, rivals)) => {
                 // Nobody else is to be given a turn at what is in memory.
-                let turn = taken.0.is_some().then(|| Began::at(Instant::now()));
+                let turn = taken
+                    .0
+                    .is_some()
+                    .then(|| self.process.turns.begin(turn_key(head.name()), rivals));
                 Ok(self.granted(head.transition, wish, taken, turn))
             }
             Err(End { error, by_helper: true }) => {
@@ -771,8 +772,8 @@ impl Inner {
                 .map(|request| Wanted::patiently(self, &request.target, request.terms, &patience));
             let wanted: Vec<_> = wanted.collect::<Result<_, _>>()?;
             check_named_once(&wanted)?;
-            if self.check_waits_for_others(owner, &wanted)? {
-                patience.give_way(COURTESY);
+            if let Some(until) = self.check_whether_for_others(owner, &wanted)? {
+                patience.give_way(until);
             }
             let mut first = None;
             let mut rounds = 0;
@@ -802,15 +803,15 @@ impl Inner {
         })
     }
 
-    /// Whatever else is in the way: what the owner itself holds would never be free. Tells whether
-    /// one of them is to be left to other processes first.
-    fn check_waits_for_others(
+    /// Whatever else is in the way: what the owner itself holds would never be free. Tells until
+    /// when one of them is to be left to other processes.
+    fn check_whether_for_others(
         &self,
         owner: OwnerId,
         wanted: &[Wanted<'_>],
-    ) -> Result<bool, AcquireError> {
+    ) -> Result<Option<Instant>, AcquireError> {
         let mut map = self.map.lock();
-        let mut for_others = false;
+        let mut for_others = None;
         for wanted in wanted {
             let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
             match map.find(key) {
@@ -818,7 +819,10 @@ impl Inner {
                     return Err(AcquireError::Deadlock { name: wanted.text.to_os_string() });
                 }
                 Some(_) => {}
-                None => for_others |= map.turns.is_for_others(key.hash(), Instant::now),
+                None => {
+                    let turn = TurnKey::new(self.place.directory(), key.hash());
+                    for_others = for_others.max(self.process.turns.for_others_until(turn));
+                }
             }
         }
         Ok(for_others)
@@ -1132,19 +1136,23 @@ impl Head<'_> {
         inherited: Inherited,
         wanted: &Wanted<'_>,
         refused: Refused,
-    ) -> Result<Taken, End> {
+    ) -> Result<(Taken, Rivals), End> {
         match inherited {
             Inherited::File(file, held, origin) => {
                 if let Some(taken) = self.inherit(file, held, origin)? {
-                    return Ok(taken);
+                    return Ok((taken, Rivals::Unknown));
                 }
             }
-            Inherited::Released => {
-                self.transition.await_others();
-                self.patience.give_way(COURTESY);
+            Inherited::Nothing if refused == Refused::Waits => {
+                if let Some(until) =
+                    self.inner.process.turns.for_others_until(turn_key(self.name()))
+                {
+                    self.patience.give_way(until);
+                }
             }
             Inherited::Nothing => {}
         }
+        let mut rivals = Rivals::Unknown;
         loop {
             self.transition.acquire_again(self.patience).map_err(|over| self.over(over))?;
             // Also while it gave way, or began anew: what is free now is not for it any more.
@@ -1152,16 +1160,17 @@ impl Head<'_> {
                 return Err(self.over(Over::Cancelled));
             }
             let file = match self.attempt(wanted)? {
-                Ok(taken) => return Ok(taken),
+                Ok(taken) => return Ok((taken, rivals)),
                 Err(contended) => contended,
             };
+            rivals = Rivals::Met;
             if refused == Refused::Ends {
                 let end = self.busy(file.id());
                 self.put_away(file);
                 return Err(end);
             }
             if let Some(taken) = self.watch(file)? {
-                return Ok(taken);
+                return Ok((taken, rivals));
             }
         }
     }
@@ -1426,6 +1435,11 @@ fn arm(watch: Option<&mut Watch>) {
 /// In which mode the hold's release unlinks the file, if it does.
 pub(crate) fn unlink_of(origin: Origin, mode: Mode) -> Option<Mode> {
     (origin == Origin::AutoCreated).then_some(mode)
+}
+
+/// By what its turns are known.
+fn turn_key(name: &Name) -> TurnKey {
+    TurnKey::new(name.directory(), Text::from(name.text()).hash())
 }
 
 /// Of a name that is no caller's open file.

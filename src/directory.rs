@@ -58,7 +58,6 @@ impl Directory {
     }
 
     /// Its device and inode.
-    #[cfg(feature = "snapshot")]
     pub(crate) fn id(&self) -> FileId {
         self.id
     }

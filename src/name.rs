@@ -143,13 +143,6 @@ impl Place {
             Self::InMemory => "in-memory",
         }
     }
-
-    pub(crate) fn directory(&self) -> Option<&Directory> {
-        match self {
-            Self::Directory(_, directory) => Some(directory),
-            _ => None,
-        }
-    }
 }
 
 /// A [`Naming`] with its directory open: where a space's names lead.
@@ -161,6 +154,13 @@ pub(crate) enum Place {
 }
 
 impl Place {
+    pub(crate) fn directory(&self) -> Option<&Directory> {
+        match self {
+            Self::Directory(_, directory) => Some(directory),
+            _ => None,
+        }
+    }
+
     /// The name with its way to a file, if such a name can be here.
     pub(crate) fn name<'a>(&self, text: impl Into<Text<'a>>) -> Result<Arc<Name>, BadRequest> {
         let text = text.into();

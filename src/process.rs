@@ -8,6 +8,7 @@ use crate::directory::FileId;
 use crate::helper::Helpers;
 use crate::kernel::fork::PerProcess;
 use crate::sleepers::Sleepers;
+use crate::turns::Turns;
 use crate::watch::Watchers;
 
 static HERE: PerProcess<Process> = PerProcess::new();
@@ -22,6 +23,8 @@ pub(crate) struct Process {
     /// Those who make the system calls of whoever waits.
     pub(crate) helpers: Helpers,
     pub(crate) watchers: Arc<Watchers>,
+    /// What it has lately let go of, in whichever space.
+    pub(crate) turns: Turns,
 }
 
 impl Process {
@@ -34,6 +37,7 @@ impl Process {
                 looked_at: Sleepers::default(),
                 helpers: Helpers::new(Arc::clone(&watchers)),
                 watchers,
+                turns: Turns::default(),
             }
         })
     }

@@ -29,7 +29,7 @@ use crate::error::{BadRequest, Blockers};
 use crate::lock_file::LockFile;
 use crate::name::Name;
 use crate::request::{ByteRange, Mode, OwnerId};
-use crate::turns::{Began, PASSING};
+use crate::turns::Began;
 use crate::wait::Bell;
 
 /// How long a file system may take to answer before it is called stuck: a caller can also go just
@@ -60,7 +60,7 @@ pub(crate) struct Resource {
     pub(crate) serial: u32,
     /// Somebody sleeps until the transition ends.
     pub(crate) watched: bool,
-    /// When the wait got it that holds it, if it was no try.
+    /// Since when this process has had it, if that counts.
     pub(crate) turn: Option<Began>,
     pub(crate) state: State,
     /// Boxed, as hardly any resource has one.
@@ -90,8 +90,6 @@ pub(crate) struct Claim {
 #[derive(Debug, Default)]
 struct Queue {
     waiting: VecDeque<Queued>,
-    /// Since when the lock has been passing on within this process.
-    passing_since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -127,10 +125,8 @@ pub(crate) enum Grant {
 pub(crate) enum Inherited {
     /// With its file, locked in this mode.
     File(LockFile, Mode, Origin),
-    /// Nobody has held it.
+    /// Without one.
     Nothing,
-    /// It has just been released to give other processes a turn.
-    Released,
 }
 
 impl Waiter {
@@ -416,7 +412,9 @@ impl Resource {
             self.tell_upgrader(rings);
             return None;
         }
-        let passes = self.queue.as_mut().is_some_and(|queue| queue.can_inherit(hold));
+        let passes = self.queue.as_ref().is_some_and(|queue| queue.can_inherit(hold));
+        // Also what a try has got is passed on for no longer than a turn.
+        let passes = passes && !self.turn.get_or_insert_with(Began::now).is_over();
         let State::Held(hold) = std::mem::replace(&mut self.state, State::Releasing) else {
             unreachable!("it was held just now")
         };
@@ -469,14 +467,6 @@ impl Resource {
         self.let_in(rings);
     }
 
-    /// It was really released: others than this process can have had it.
-    pub(crate) fn was_released(&mut self) -> Inherited {
-        match self.queue.as_mut().and_then(|queue| queue.passing_since.take()) {
-            Some(_) => Inherited::Released,
-            None => Inherited::Nothing,
-        }
-    }
-
     /// The hold, if it is held.
     pub(crate) fn hold(&self) -> Option<&Hold> {
         match &self.state {
@@ -488,14 +478,13 @@ impl Resource {
 
 impl Queue {
     /// Whether the descriptor of this hold, with its lock, can go to the first who waits.
-    fn can_inherit(&mut self, hold: &Hold) -> bool {
+    fn can_inherit(&self, hold: &Hold) -> bool {
         let Some(first) = self.waiting.front() else { return false };
         let Some(file) = hold.file() else { return false };
-        let fits = hold.range() == first.wish.range
+        hold.range() == first.wish.range
             && !first.wish.opened
             && hold.origin != Origin::Opened
-            && (first.wish.mode == Mode::Shared || file.is_writable());
-        fits && self.passing_since.get_or_insert_with(Instant::now).elapsed() < PASSING
+            && (first.wish.mode == Mode::Shared || file.is_writable())
     }
 }
 

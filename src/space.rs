@@ -31,9 +31,11 @@ use crate::lock_table::{FdLock, LockKind, locks_on_descriptor};
 use crate::name::{Name, Naming, Place, Target, Text};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
-use crate::resource::{Care, Claim, Hold, Keeping, NoSuchHold, Origin, Resource, Rings, State};
+use crate::resource::{
+    Care, Claim, Hold, Inherited, Keeping, NoSuchHold, Origin, Resource, Rings, State,
+};
 use crate::resources::{Resources, Slot};
-use crate::turns::{Began, Turns};
+use crate::turns::{Began, TurnKey};
 use crate::wait::{Bell, Over, Patience, Wait};
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
@@ -110,8 +112,6 @@ pub(crate) struct Map {
     kept: HashMap<OwnerId, Vec<Slot>>,
     /// The waits of each owner, to be cancelled with it.
     waits: BTreeMap<(OwnerId, u64), Arc<Bell>>,
-    /// What waits have lately let go of.
-    pub(crate) turns: Turns,
     serial: u64,
     /// What a snapshot has put off, while there is one.
     frozen: Option<Box<Frozen>>,
@@ -682,8 +682,13 @@ impl Inner {
     /// A transition has ended in nothing.
     pub(crate) fn settle(&self, slot: Slot) {
         self.change_state(slot, |resource, frozen, rings| {
-            let inherited = resource.was_released();
-            resource.next(inherited, frozen, rings)
+            // Others than this process can have it now.
+            if let Some(began) = resource.turn.take() {
+                self.process
+                    .turns
+                    .end(TurnKey::new(resource.name.directory(), resource.hash), began);
+            }
+            resource.next(Inherited::Nothing, frozen, rings)
         });
     }
 
@@ -713,9 +718,6 @@ impl Inner {
             true => None,
             false => Some(map.resources.remove(slot)),
         };
-        if let Some(Resource { turn: Some(began), hash, .. }) = &removed {
-            map.turns.end(*hash, *began, Instant::now());
-        }
         drop(map);
         drop(removed);
         if watched {
@@ -931,11 +933,11 @@ impl<'a> Transition<'a> {
         self.name
     }
 
-    /// It ends in a hold; a `turn`, where that was waited for.
+    /// It ends in a hold, and perhaps begins a `turn`, unless that began earlier.
     pub(crate) fn end_in(self, hold: Hold, turn: Option<Began>) -> Arc<Name> {
         let Self { ending, name } = self;
         ending.inner.change_state(ending.slot, |resource, _, rings| {
-            resource.turn = turn;
+            resource.turn = resource.turn.or(turn);
             resource.state = State::Held(hold);
             resource.let_in(rings);
             true

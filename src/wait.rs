@@ -240,11 +240,11 @@ impl Patience {
         self.until().map_or(soon, |until| until.min(soon))
     }
 
-    /// Lets others go first for so long, but not for more than half of the time that is left.
-    pub(crate) fn give_way(&self, pause: Duration) {
+    /// Lets others go first until then, but not for more than a quarter of the time that is left.
+    pub(crate) fn give_way(&self, until: Instant) {
         let now = Instant::now();
-        let left = self.until().map(|until| until.saturating_duration_since(now) / 2);
-        self.bell.sleep(Some(now + left.map_or(pause, |left| left.min(pause))));
+        let left = self.until().map(|end| now + end.saturating_duration_since(now) / 4);
+        self.bell.sleep(Some(left.map_or(until, |left| left.min(until))));
     }
 
     /// Whether the wait has to end.
@@ -327,7 +327,11 @@ impl Bell {
         match rung.alarm.take() {
             // Under the mutex: whoever takes it back must find its watch as it has left it.
             Some(alarm) => alarm.sound(),
-            None => self.rung.wake_one(),
+            None => {
+                // Who is woken wants the mutex first.
+                drop(rung);
+                self.rung.wake_one();
+            }
         }
     }
 }

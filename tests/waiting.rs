@@ -719,50 +719,93 @@ fn a_stream_of_shared_holders_does_not_starve_an_exclusive_waiter() {
 
 // Waiting for oneself.
 
-/// Holds it by a wait, for longer than a turn lasts, then waits for it anew; how long that took, each
-/// time.
-fn waits_after_long_holds(acquire: impl Fn(Wait) -> Box<dyn Send>) -> Vec<Duration> {
-    const TURN: Duration = Duration::from_millis(12);
-    let mut times = Vec::new();
-    for _ in 0..20 {
-        let lease = acquire(Wait::within(LONG));
-        let began = Instant::now();
-        while began.elapsed() < TURN {
-            thread::yield_now();
-        }
-        drop(lease);
-        let began = Instant::now();
-        drop(acquire(Wait::within(LONG)));
-        times.push(began.elapsed());
+/// Longer than a process has something before it lets others go first.
+const TURN: Duration = Duration::from_millis(60);
+
+/// Holds something for so long.
+fn hold_for(time: Duration, lease: impl Sized) {
+    let began = Instant::now();
+    while began.elapsed() < time {
+        thread::yield_now();
     }
-    times
+    drop(lease);
+}
+
+/// Whether who asks `again` after such a `turn` lets others go first. Not where this thread was
+/// stopped for longer between the two.
+fn lets_others_go_first(turn: impl Fn(), again: impl Fn()) -> bool {
+    let polite = (0..10).filter(|_| {
+        turn();
+        let began = Instant::now();
+        again();
+        began.elapsed() >= Duration::from_millis(1)
+    });
+    polite.count() >= 5
 }
 
 #[test]
 fn who_waits_for_what_it_has_just_let_go_of_lets_others_go_first() {
-    const COURTESY: Duration = Duration::from_millis(1);
-    let polite = |times: &[Duration]| times.iter().filter(|time| **time >= COURTESY).count();
-    let on_disk = Room::on_disk();
+    let (room, in_memory) = (Room::on_disk(), Room::in_memory());
     let request = || Request::exclusive(NAME);
-    let one =
-        waits_after_long_holds(|wait| Box::new(on_disk.space.acquire(A, request(), wait).unwrap()));
-    // Not where this thread was stopped for longer between the two.
-    assert!(polite(&one) >= 10, "{one:?}");
-    let several = waits_after_long_holds(|wait| {
-        let other = Request::exclusive("other").auto_create();
-        Box::new(on_disk.space.acquire_all(A, [request(), other], wait).unwrap())
-    });
-    assert!(polite(&several) >= 10, "{several:?}");
+    let acquire = |space: &LockSpace, owner, wait| space.acquire(owner, request(), wait).unwrap();
+    let wait = || acquire(&room.space, A, Wait::within(LONG));
+    let attempt = || acquire(&room.space, A, Wait::NO);
+    assert!(lets_others_go_first(|| hold_for(TURN, wait()), || drop(wait())));
+    let several = || {
+        let requests = [request(), Request::exclusive("other").auto_create()];
+        room.space.acquire_all(A, requests, Wait::within(LONG)).unwrap()
+    };
+    assert!(lets_others_go_first(|| hold_for(TURN, several()), || drop(several())));
     // A try takes what is free, and so does a wait for what no other process can have.
-    let tries = waits_after_long_holds(|_| {
-        Box::new(on_disk.space.acquire(A, request(), Wait::NO).unwrap())
-    });
-    assert!(polite(&tries) < 10, "{tries:?}");
-    let in_memory = Room::in_memory();
-    let alone = waits_after_long_holds(|wait| {
-        Box::new(in_memory.space.acquire(A, request(), wait).unwrap())
-    });
-    assert!(polite(&alone) < 10, "{alone:?}");
+    assert!(!lets_others_go_first(|| hold_for(TURN, attempt()), || drop(attempt())));
+    assert!(!lets_others_go_first(|| hold_for(TURN, wait()), || drop(attempt())));
+    let alone = || acquire(&in_memory.space, A, Wait::within(LONG));
+    assert!(!lets_others_go_first(|| hold_for(TURN, alone()), || drop(alone())));
+}
+
+/// However the turn goes round within the process, others have not had theirs.
+#[test]
+fn a_process_is_polite_whichever_of_its_threads_spaces_and_calls_had_it() {
+    let room = Room::on_disk();
+    let second = space_in(room.dir());
+    let acquire = |space: &LockSpace, owner, wait| {
+        space.acquire(owner, Request::exclusive(NAME), wait).unwrap()
+    };
+    let wait = || acquire(&room.space, A, Wait::within(LONG));
+    let by_two_spaces = || {
+        hold_for(TURN / 2, wait());
+        hold_for(TURN / 2, acquire(&second, A, Wait::within(LONG)));
+    };
+    assert!(lets_others_go_first(by_two_spaces, || drop(wait())));
+    let also_by_a_try = || {
+        hold_for(TURN / 2, wait());
+        hold_for(TURN / 2, acquire(&room.space, A, Wait::NO));
+    };
+    assert!(lets_others_go_first(also_by_a_try, || drop(wait())));
+    let by_two_threads = || {
+        let lease = wait();
+        let next = room.start(B, Mode::Exclusive, Wait::within(LONG)).sleeps();
+        hold_for(TURN / 2, lease);
+        hold_for(TURN / 2, next.join().unwrap());
+    };
+    assert!(lets_others_go_first(by_two_threads, || drop(wait())));
+}
+
+#[test]
+fn a_try_is_not_refused_while_a_wait_that_it_can_share_with_lets_others_go_first() {
+    let room = Room::on_disk();
+    for _ in 0..20 {
+        hold_for(TURN, room.space.acquire(A, Request::shared(NAME), Wait::within(LONG)).unwrap());
+        let waiting = room.start(A, Mode::Shared, Wait::within(LONG));
+        loop {
+            let last = waiting.is_finished();
+            drop(room.space.acquire(B, Request::shared(NAME), Wait::NO).unwrap());
+            if last {
+                break;
+            }
+        }
+        drop(waiting.join().unwrap());
+    }
 }
 
 #[test]
@@ -772,10 +815,6 @@ fn who_is_cancelled_while_it_lets_others_go_first_gets_nothing() {
     // It may be late for that: the lock is there after a millisecond.
     eventually("a wait is cancelled in time", || {
         let lease = room.space.acquire(A, request(), Wait::within(LONG)).unwrap();
-        let began = Instant::now();
-        while began.elapsed() < Duration::from_millis(12) {
-            thread::yield_now();
-        }
         let (space, cancel, go) =
             (room.space.clone(), Cancel::new(), Arc::new(AtomicBool::new(false)));
         let waiting = start({
@@ -787,7 +826,7 @@ fn who_is_cancelled_while_it_lets_others_go_first_gets_nothing() {
                 space.acquire(B, request(), wait).map(drop)
             }
         });
-        drop(lease);
+        hold_for(TURN, lease);
         go.store(true, SeqCst);
         while !waiting.is_asleep() && !waiting.is_finished() {
             std::hint::spin_loop();
