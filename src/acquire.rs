@@ -714,11 +714,9 @@ impl Inner {
         let head = Head { inner: self, transition, wish, lane, patience };
         match head.get(inherited, wanted, refused) {
             Ok((taken, rivals)) => {
+                let begin = |_: &LockFile| self.process.turns.begin(turn_key(head.name()), rivals);
                 // Nobody else is to be given a turn at what is in memory.
-                let turn = taken
-                    .0
-                    .is_some()
-                    .then(|| self.process.turns.begin(turn_key(head.name()), rivals));
+                let turn = taken.0.as_ref().map(begin);
                 Ok(self.granted(head.transition, wish, taken, turn))
             }
             Err(End { error, by_helper: true }) => {
@@ -1144,9 +1142,8 @@ impl Head<'_> {
                 }
             }
             Inherited::Nothing if refused == Refused::Waits => {
-                if let Some(until) =
-                    self.inner.process.turns.for_others_until(turn_key(self.name()))
-                {
+                let turns = &self.inner.process.turns;
+                if let Some(until) = turns.for_others_until(turn_key(self.name())) {
                     self.patience.give_way(until);
                 }
             }
