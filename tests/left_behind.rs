@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::forked::{Gate, fork, refuse_system_calls};
 use common::interop::skip_or_fail;
-use common::process;
+use common::process::{self, signals};
 use common::waits::{
     LONG, descriptors, eventually, helpers, numbers_of_watches, open_below, start, watches,
 };
@@ -394,13 +394,6 @@ fn a_cancel_wakes_who_watches_by_ending_the_watch() {
         }
         assert!(woken > 0, "a cancel does not end the sleep");
     });
-}
-
-/// The signals that this process catches, ignores or blocks.
-fn signals() -> Vec<String> {
-    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
-    let of_signals = |line: &&str| line.starts_with("Sig") && !line.starts_with("SigQ");
-    status.lines().filter(of_signals).map(str::to_owned).collect()
 }
 
 #[test]

@@ -94,6 +94,13 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("a panic without a message").to_owned()
 }
 
+/// The signals that this thread catches, ignores or blocks. Not how many are queued, which is the user's.
+pub(crate) fn signals() -> Vec<String> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let of_signals = |line: &&str| line.starts_with("Sig") && !line.starts_with("SigQ");
+    status.lines().filter(of_signals).map(str::to_owned).collect()
+}
+
 /// Runs a closure in a child. What it asserts there is asserted here.
 #[track_caller]
 pub(crate) fn in_child(work: impl FnOnce()) {
