@@ -485,9 +485,9 @@ impl Inner {
                     match patience {
                         None => match resource.stuck_since() {
                             Some(since) => {
-                                let _ = self.settled.wait_until(&mut map, since + ANSWER);
+                                self.sleep_until_settled(&mut map, Some(since + ANSWER));
                             }
-                            None => self.settled.wait(&mut map),
+                            None => self.sleep_until_settled(&mut map, None),
                         },
                         Some(patience) => {
                             let waited = self.wait_for_change(&mut map, patience);
@@ -795,7 +795,7 @@ impl Inner {
                 let most = COURTESY.as_micros() as u64 * rounds.min(8);
                 let pause = Duration::from_micros(RandomState::new().hash_one(rounds) % most);
                 if rounds > 1 {
-                    patience.bell.sleep(Some(patience.until_or_in(pause)));
+                    patience.bell.rest(patience.until_or_in(pause));
                 }
             }
         })
@@ -1092,7 +1092,7 @@ impl Inner {
                 }
                 Conversion::NotYet => {
                     resource.watched = true;
-                    self.settled.wait(&mut map);
+                    self.sleep_until_settled(&mut map, None);
                 }
             }
         };

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 
 use crate::acquire::{self, Wanted};
@@ -35,6 +35,7 @@ use crate::resource::{
     Care, Claim, Hold, Inherited, Keeping, NoSuchHold, Origin, Resource, Rings, State,
 };
 use crate::resources::{Resources, Slot};
+use crate::sleepers::Sleepers;
 use crate::turns::{Began, TurnKey};
 use crate::wait::{Bell, Over, Patience, Wait};
 
@@ -99,8 +100,8 @@ pub(crate) struct Inner {
     pub(crate) range: ByteRange,
     pub(crate) file_mode: u32,
     pub(crate) map: Mutex<Map>,
-    /// A transition that somebody watches has ended.
-    pub(crate) settled: Condvar,
+    /// How many transitions have ended that somebody watched.
+    settled: Sleepers<u64>,
     pub(crate) stale: AtomicU64,
 }
 
@@ -183,7 +184,7 @@ impl Builder {
             range: self.range,
             file_mode: self.file_mode,
             map: Mutex::default(),
-            settled: Condvar::new(),
+            settled: Sleepers::default(),
             stale: AtomicU64::new(0),
         };
         Ok(LockSpace(Arc::new(Handle(Arc::new(inner)))))
@@ -535,7 +536,7 @@ impl Inner {
             let resource = map.resources.at(slot);
             let Some((held, owners)) = resource.blockers() else {
                 resource.watched = true;
-                self.settled.wait(&mut map);
+                self.sleep_until_settled(&mut map, None);
                 continue;
             };
             let name = Arc::clone(&resource.name);
@@ -569,8 +570,31 @@ impl Inner {
             return Err(over);
         }
         // A cancel does not ring here, but neither lasts long where all is well.
-        self.settled.wait_until(map, patience.until_or_in(Duration::from_millis(10)));
+        let soon = patience.until_or_in(Duration::from_millis(10));
+        self.sleep_until_settled(map, Some(soon));
         Ok(())
+    }
+
+    /// Sleeps, without the map, until a transition that is watched has ended, or a snapshot, or until
+    /// `until`.
+    pub(crate) fn sleep_until_settled(
+        &self,
+        map: &mut MutexGuard<'_, Map>,
+        until: Option<Instant>,
+    ) {
+        // What is waited for ends under the map's mutex, and is counted after that.
+        let seen = *self.settled.lock();
+        MutexGuard::unlocked(map, || {
+            let mut settled = self.settled.lock();
+            while *settled == seen && until.is_none_or(|until| Instant::now() < until) {
+                settled = self.settled.sleep(settled, until);
+            }
+        });
+    }
+
+    fn tell_settled(&self) {
+        *self.settled.lock() += 1;
+        self.settled.wake_all();
     }
 
     /// Waits until no thread makes system calls for any resource, and lets none begin.
@@ -593,9 +617,9 @@ impl Inner {
             match resource.stuck_since() {
                 Some(since) => {
                     let answer = since + crate::resource::ANSWER;
-                    let _ = self.settled.wait_until(&mut map, answer);
+                    self.sleep_until_settled(&mut map, Some(answer));
                 }
-                None => self.settled.wait(&mut map),
+                None => self.sleep_until_settled(&mut map, None),
             }
         }
     }
@@ -632,7 +656,7 @@ impl Inner {
             owners.into_iter().for_each(|owner| map.note(slot, owner, Keeping::Begins));
         }
         let (range, file_mode) = how;
-        let (map, settled, stale) = (Mutex::new(map), Condvar::new(), AtomicU64::new(stale));
+        let (map, settled, stale) = (Mutex::new(map), Sleepers::default(), AtomicU64::new(stale));
         let inner = Self { process, place, range, file_mode, map, settled, stale };
         LockSpace(Arc::new(Handle(Arc::new(inner))))
     }
@@ -661,7 +685,7 @@ impl Inner {
                 resource.let_in(&mut rings);
             }
         }
-        self.settled.notify_all();
+        self.tell_settled();
         rings.ring();
         untold(last.into_iter().filter_map(|(slot, name, hold)| self.end(slot, &name, hold).err()));
     }
@@ -721,7 +745,7 @@ impl Inner {
         drop(map);
         drop(removed);
         if watched {
-            self.settled.notify_all();
+            self.tell_settled();
         }
         rings.ring();
     }

@@ -28,8 +28,8 @@ const AMONG_RIVALS: Duration = Duration::from_millis(2);
 /// How long it is left to them. A waiter elsewhere wakes in a tenth of that.
 pub(crate) const COURTESY: Duration = Duration::from_millis(1);
 
-/// About when a turn began. Small, as each resource that is held by a wait has one, and so it comes
-/// round after some seconds: who holds for about that long may be impolite once.
+/// About when a turn began. Small, as each resource has one, and so it comes round after 16 seconds:
+/// who holds for just about that long is taken to have held for a moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Began(NonZeroU16);
 

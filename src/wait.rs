@@ -244,7 +244,7 @@ impl Patience {
     pub(crate) fn give_way(&self, until: Instant) {
         let now = Instant::now();
         let left = self.until().map(|end| now + end.saturating_duration_since(now) / 4);
-        self.bell.sleep(Some(left.map_or(until, |left| left.min(until))));
+        self.bell.rest(left.map_or(until, |left| left.min(until)));
     }
 
     /// Whether the wait has to end.
@@ -304,6 +304,15 @@ impl Bell {
         rung.nudged = false;
     }
 
+    /// Sleeps until then, whatever there is to look at, unless the wait has to end. A helper may have
+    /// answered first and rung later.
+    pub(crate) fn rest(&self, until: Instant) {
+        let mut rung = self.rung.lock();
+        while !rung.cancelled && Instant::now() < until {
+            rung = self.rung.sleep(rung, Some(until));
+        }
+    }
+
     /// From now on this is sounded, once, when it rings; `false` if it was rung already.
     pub(crate) fn set_alarm(&self, alarm: Alarm) -> bool {
         let mut rung = self.rung.lock();
@@ -333,5 +342,23 @@ impl Bell {
                 self.rung.wake_one();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_rests_is_woken_by_a_cancel_only() {
+        let bell = Bell::default();
+        bell.ring();
+        let until = Instant::now() + Duration::from_millis(5);
+        bell.rest(until);
+        assert!(Instant::now() >= until, "by a ring");
+        bell.cancel();
+        let until = Instant::now() + Duration::from_secs(60);
+        bell.rest(until);
+        assert!(Instant::now() < until, "not by a cancel");
     }
 }

@@ -4,6 +4,8 @@
 mod common {
     pub(crate) mod forked;
     pub(crate) mod interop;
+    #[cfg(feature = "snapshot")]
+    pub(crate) mod waits;
 }
 
 use std::fs;
@@ -369,31 +371,75 @@ fn a_child_forked_at_any_moment_can_drop_everything() {
     assert_held(&dir.path().join("kept"));
 }
 
+fn wait_for_disk(space: &LockSpace, owner: OwnerId) -> Lease {
+    space.acquire(owner, Request::exclusive("disk").auto_create(), Wait::within(LONG)).unwrap()
+}
+
+/// In children of this process, threads wait for each other and for those of the other children.
+fn wait_in_children(dir: &Path, threads: u64) {
+    let children = [(); 4].map(|()| {
+        fork(|| {
+            let space = space_in(dir);
+            let wait_again_and_again = |owner| {
+                for _ in 0..400 / threads {
+                    let lease = wait_for_disk(&space, owner);
+                    thread::yield_now();
+                    drop(lease);
+                    // A try that meets a transition sleeps as well.
+                    let request = Request::shared("base").auto_create();
+                    drop(space.acquire(owner, request, Wait::NO));
+                }
+            };
+            thread::scope(|scope| {
+                for owner in 1..threads {
+                    scope.spawn(move || wait_again_and_again(OwnerId::new(owner)));
+                }
+                wait_again_and_again(OwnerId::new(0));
+            });
+        })
+    });
+    children.into_iter().for_each(Forked::join);
+}
+
 /// A helper of the parent sleeps when the children are forked, and their threads get its stack.
 #[test]
-fn children_can_wait_although_a_helper_of_their_parent_has_waited() {
+fn children_can_wait_although_a_helper_of_their_parent_sleeps() {
     if ran_alone() {
         return;
     }
     let dir = tempdir();
     let space = space_in(dir.path());
-    let acquire = |space: &LockSpace| {
-        space.acquire(OWNER, Request::exclusive("disk"), Wait::within(LONG)).unwrap()
-    };
-    space.create("disk").unwrap();
     for _ in 0..30 {
-        drop(acquire(&space));
-        let children = [(); 4].map(|()| {
-            fork(|| {
-                let space = space_in(dir.path());
-                for _ in 0..200 {
-                    let lease = acquire(&space);
-                    thread::yield_now();
-                    drop(lease);
-                }
-            })
-        });
-        children.into_iter().for_each(Forked::join);
+        drop(wait_for_disk(&space, OWNER));
+        wait_in_children(dir.path(), 1);
+    }
+}
+
+/// The same beside threads of the parent that sleep in this crate, each in another way.
+#[cfg(feature = "snapshot")]
+#[test]
+fn children_can_wait_although_threads_of_their_parent_wait() {
+    if ran_alone() {
+        return;
+    }
+    let (dir, other) = (tempdir(), tempdir());
+    let (frozen, held) = (space_in(other.path()), space_in(other.path()));
+    let snapshot = lockspace::snapshot::Snapshot::take([&frozen]).unwrap();
+    let lease = wait_for_disk(&held, OTHER);
+    let cancel = lockspace::Cancel::new();
+    let waiting = [3, 4, 5, 6, 7, 8].map(|owner| {
+        let space = if owner % 2 == 0 { frozen.clone() } else { held.clone() };
+        let (request, wait) = (Request::exclusive("disk"), Wait::FOREVER.unless(&cancel));
+        let acquire = move || space.acquire(OwnerId::new(owner), request, wait).map(drop);
+        common::waits::start(acquire).sleeps()
+    });
+    for _ in 0..10 {
+        wait_in_children(dir.path(), 4);
+    }
+    cancel.cancel();
+    drop((lease, snapshot));
+    for waiting in waiting {
+        let _ = waiting.join();
     }
 }
 
