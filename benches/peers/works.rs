@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{File, TryLockError};
 use std::hint::black_box;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tempfile::TempDir;
 
 use crate::libvirt::{AUTO_CREATE, Libvirt, LibvirtSpace, SHARED};
@@ -638,6 +640,15 @@ pub(crate) fn threads(place: &Place) -> Work {
 
 type Once = Box<dyn FnMut() + Send>;
 
+/// Spreads threads evenly over the cores: the scheduler needs longer for that than they run.
+fn stay_on_core(number: usize) {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let mut core = CpuSet::new();
+    core.set(number % cores);
+    // Where these are not the first cores, it is left to the scheduler.
+    let _ = sched_setaffinity(None, &core);
+}
+
 /// Each thread does the work so often; what is told is the time for each, of all threads.
 fn in_threads(
     name: String,
@@ -648,9 +659,10 @@ fn in_threads(
         let barrier = Barrier::new(count);
         let works: Vec<_> = (0..count).map(&mut make).collect();
         let spans: Vec<_> = std::thread::scope(|scope| {
-            let threads = works.into_iter().map(|mut once| {
+            let threads = works.into_iter().enumerate().map(|(number, mut once)| {
                 let barrier = &barrier;
                 scope.spawn(move || {
+                    stay_on_core(number);
                     barrier.wait();
                     let begun = Instant::now();
                     for _ in 0..times {
