@@ -63,8 +63,9 @@
 //!    under which no system call is made.
 //!
 //! `acquire.rs` is the road along all of these, at once or after a wait: `wait.rs` says how long,
-//! `watch.rs` sleeps until a file that somebody else holds is worth another look, and `helper.rs`
-//! makes the system calls that could hang past a deadline. `lease.rs` is the way back. `holder.rs`
+//! `watch.rs` sleeps until a file that somebody else holds is worth another look, `turns.rs` says when
+//! a lock is to be left to other processes, and `helper.rs` makes the system calls that could hang
+//! past a deadline; threads sleep by `sleepers.rs`. `lease.rs` is the way back. `holder.rs`
 //! asks the kernel, by way of `lock_table.rs`, who is in the way. `snapshot.rs`, `document.rs` and
 //! `restore.rs` carry holds through an exec; `fit.rs` reads documents that may be odd, and
 //! `listing.rs` a directory at once. `kernel/` has the `unsafe` code, all but what is `restore`'s
