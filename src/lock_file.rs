@@ -134,7 +134,7 @@ impl LockFile {
         let stat = match rustix::fs::fstat(&fd) {
             Ok(stat) => stat,
             Err(errno) => {
-                ofd::unlock_and_close(fd);
+                ofd::unlock_and_close(fd, ask.range);
                 return Err(IoError::new("fstat", leads.path(), errno).into());
             }
         };
@@ -323,19 +323,24 @@ impl LockFile {
     }
 
     fn release_from(self, leads: &Leads<'_>, unlink: Option<Mode>) -> Result<(), IoError> {
-        let unlinked = match (unlink, leads) {
+        match (unlink, leads) {
             (Some(mode), Leads::In { directory, whole, file }) => {
-                self.unlink(mode, directory, whole, file)
+                let unlinked = self.unlink(mode, directory, whole, file);
+                // The range of the hold and that of the removal. A file that is made in a directory
+                // was opened here, and nobody else locks through that.
+                ofd::unlock_and_close(self.fd, ByteRange::WHOLE_FILE);
+                unlinked
             }
-            _ => Ok(()),
-        };
-        self.close();
-        unlinked
+            _ => {
+                self.close();
+                Ok(())
+            }
+        }
     }
 
-    /// Unlocks and closes.
+    /// Unlocks what the hold has locked, and nothing else, and closes.
     fn close(self) {
-        ofd::unlock_and_close(self.fd);
+        ofd::unlock_and_close(self.fd, self.range);
     }
 
     /// Whether somebody who stands in the way holds it, and is not just about to remove it.

@@ -75,6 +75,14 @@ pub(crate) struct FdLock {
     pub(crate) range: ByteRange,
 }
 
+impl FdLock {
+    /// Whether it is an OFD lock of this mode on all of this range. On a caller's open file it can be
+    /// longer: the kernel makes one lock of neighbouring ones of one mode.
+    pub(crate) fn is_ofd_over(&self, mode: Mode, range: ByteRange) -> bool {
+        self.kind == LockKind::Ofd && self.mode == mode && self.range.contains(range)
+    }
+}
+
 /// What the kernel's tables list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LockKind {

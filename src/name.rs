@@ -435,8 +435,12 @@ impl<'a> Target<'a> {
     /// held shared and for writing to be held exclusively, and its open file must carry no record
     /// or OFD lock yet. The caller may close it: the lock is held by the duplicate too.
     ///
-    /// All descriptors of one open file share its lock. While the lease lives, do not lock or
-    /// unlock through the descriptor.
+    /// All descriptors of one open file share its locks, and of each byte it has one. So while the
+    /// lease lives, lock or unlock nothing through them on bytes that the hold covers; a QEMU that
+    /// is given one does so, unless the hold is clear of its bytes, as
+    /// [`ByteRange::FIRST`](crate::ByteRange::FIRST) is. OFD locks that are taken through them on
+    /// other bytes are not the hold's: its end, a refusal, a snapshot and a restore leave them.
+    /// Record locks (`F_SETLK`) that this process takes on the file are lost when the hold ends.
     ///
     /// The lock is on the descriptor's file, whatever the [`Naming`]. In a space with a directory it
     /// does not exclude [`Target::image`] of the same image elsewhere, which locks a lock file. Use

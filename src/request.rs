@@ -198,6 +198,11 @@ impl ByteRange {
         self.start <= other.last() && other.start <= self.last()
     }
 
+    /// Whether every byte of the other range is one of this.
+    pub(crate) fn contains(self, other: Self) -> bool {
+        self.start <= other.start && other.last() <= self.last()
+    }
+
     fn last(self) -> u64 {
         match self.len {
             Some(len) => self.start + (len.get() - 1),

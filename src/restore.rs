@@ -153,7 +153,7 @@ pub enum BadEntry {
     /// descriptor of the file would drop it.
     #[error("the descriptor carries a POSIX record lock, and not an OFD lock")]
     RecordLock,
-    /// The lock is of another mode or range, or is not the only one.
+    /// The lock is of another mode or range, or is not the only one where it must be.
     #[error("the descriptor carries another lock than it should")]
     OtherLock,
     /// It could not be looked at.
@@ -167,8 +167,11 @@ pub enum BadEntry {
 /// Every entry is proven first: this process wrote the document (not asked of libvirt's, which do
 /// not say); the descriptor is open, above 2, named once, no duplicate of another entry's, a
 /// regular file or a block device, the recorded one, and still what the name leads to; it carries
-/// one lock and no other, OFD, of this mode and range. If any proof fails, nothing has changed: no
-/// descriptor, no flag, no lock, no file.
+/// one lock and no other, OFD, of this mode and range. (A file of [`Target::opened`] must carry that
+/// lock, and may carry other OFD locks on other bytes, which stay as they are.) If any proof fails,
+/// nothing has changed: no descriptor, no flag, no lock, no file.
+///
+/// [`Target::opened`]: crate::Target::opened
 ///
 /// Mirrors `virLockSpaceNewPostExecRestart`.
 ///
@@ -494,7 +497,7 @@ impl Prover {
         }
         if !self.carries_only(fd, id.dev, (wanted.mode, range)) {
             let locks = self.locks_on(number).map_err(BadEntry::Io)?;
-            check_lock(&locks, wanted.mode, range)?;
+            check_locks(&locks, wanted.mode, range, wanted.origin)?;
         }
         if !is_in_directory(name, id, space.listing.as_ref()) {
             let there = lock_file::leads_to(name, id);
@@ -571,13 +574,24 @@ fn carries_only(fd: BorrowedFd<'_>, (mode, range): (Mode, ByteRange)) -> io::Res
         && ofd::in_the_way(fd, Mode::Exclusive, ByteRange::WHOLE_FILE)?.is_none())
 }
 
-/// One lock and no other: an OFD lock of this mode and range.
-fn check_lock(locks: &[FdLock], mode: Mode, range: ByteRange) -> Result<(), BadEntry> {
+/// One lock and no other: an OFD lock of this mode and range. Of a caller's open file: that lock,
+/// and on other bytes what others have locked through it, such as a QEMU that was given it.
+fn check_locks(
+    locks: &[FdLock],
+    mode: Mode,
+    range: ByteRange,
+    origin: Origin,
+) -> Result<(), BadEntry> {
     // A flock belongs to the open file too, and excludes none of ours.
     let mut locks = locks.iter().filter(|lock| lock.kind.excludes());
+    if locks.clone().any(|lock| lock.kind == LockKind::Posix) {
+        return Err(BadEntry::RecordLock);
+    }
+    if origin == Origin::Opened && locks.clone().any(|lock| lock.is_ofd_over(mode, range)) {
+        return Ok(());
+    }
     match (locks.next(), locks.next()) {
         (None, _) => Err(BadEntry::Unlocked),
-        (Some(FdLock { kind: LockKind::Posix, .. }), _) => Err(BadEntry::RecordLock),
         (Some(lock), None) if (lock.mode, lock.range) == (mode, range) => Ok(()),
         _ => Err(BadEntry::OtherLock),
     }
@@ -620,7 +634,7 @@ mod tests {
                 }
                 for &lock in &wanted {
                     let locks = info.locks_on(file.as_raw_fd()).unwrap();
-                    let by_info = check_lock(&locks, lock.0, lock.1).is_ok();
+                    let by_info = check_locks(&locks, lock.0, lock.1, Origin::Existing).is_ok();
                     let at_once = carries_only(file.as_fd(), lock);
                     known &= at_once.is_ok();
                     let at_once = at_once.unwrap_or(by_info);

@@ -27,7 +27,7 @@ use crate::error::{
 use crate::holder::{self, By, Holder, Kind};
 use crate::lease::{Lease, Leases};
 use crate::lock_file::{self, LockFile, Refusal};
-use crate::lock_table::{FdLock, LockKind, locks_on_descriptor};
+use crate::lock_table::{FdLock, locks_on_descriptor};
 use crate::name::{Name, Naming, Place, Target, Text};
 use crate::process::Process;
 use crate::request::{ByteRange, Mode, OwnerId, Request};
@@ -853,8 +853,7 @@ impl Inner {
         let locks = locks_on_descriptor(number).map_err(|source| {
             VerifyError::Io(IoError::new("read /proc/self/fdinfo", name.path(), source))
         })?;
-        let ours =
-            |lock: &FdLock| lock.kind == LockKind::Ofd && lock.mode == mode && lock.range == range;
+        let ours = |lock: &FdLock| lock.is_ofd_over(mode, range);
         if locks.iter().any(ours) {
             Ok(())
         } else {

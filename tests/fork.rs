@@ -9,6 +9,7 @@ mod common {
 }
 
 use std::fs;
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::process::Command;
@@ -22,8 +23,8 @@ use common::forked::{
 };
 use common::interop::skip_or_fail;
 use lockspace::{
-    AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, ReleaseError,
-    Request, VerifyError, Wait,
+    AcquireError, ByteRange, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId,
+    ReleaseError, Request, VerifyError, Wait,
 };
 use tempfile::TempDir;
 
@@ -133,6 +134,35 @@ fn a_lease_released_while_a_forked_child_lives_is_free_at_once() {
     }
     gate.open();
     child.join();
+}
+
+/// The removal of a lock file locks nearly all of its bytes. Where the file stays after all, since
+/// its name is another's, no byte of it may stay locked.
+#[test]
+fn what_a_removal_has_locked_is_free_at_once_though_a_forked_child_lives() {
+    let dir = tempdir();
+    let (path, moved) = (dir.path().join("a"), dir.path().join("moved"));
+    let ranges = [ByteRange::FIRST, ByteRange::WHOLE_FILE, last_bytes()];
+    for (mode, range) in ranges.into_iter().flat_map(|r| [(Mode::Exclusive, r), (Mode::Shared, r)])
+    {
+        let space = space_in(dir.path());
+        let request = Request::new(mode, "a").auto_create().range(range);
+        let lease = space.acquire(OWNER, request, Wait::NO).unwrap();
+        let gate = Gate::new();
+        let child = fork(|| gate.wait());
+        fs::rename(&path, &moved).unwrap();
+        lease.release().unwrap();
+        let whole = Request::exclusive("moved").range(ByteRange::WHOLE_FILE);
+        space.acquire(OTHER, whole, Wait::NO).unwrap().release().unwrap();
+        gate.open();
+        child.join();
+        fs::remove_file(&moved).unwrap();
+    }
+}
+
+/// To the last byte that an offset can name, which no removal locks.
+fn last_bytes() -> ByteRange {
+    ByteRange::new(100, NonZeroU64::new(i64::MAX as u64 - 99).unwrap()).unwrap()
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod common {
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Permissions};
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -25,13 +26,15 @@ use std::time::Duration;
 use common::forked::{fork, is_free_for_others};
 use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
-use common::process::{held, in_child, signals};
+use common::process::{
+    held, held_at, in_child, ofd_lock, record_lock, signals, unlock_ofd, unlock_record,
+};
 use common::state::{closes_on_exec, descriptors, leave_behind, numbers_in, restore};
 use common::waits::{LONG, eventually, start};
-use lockspace::snapshot::{Document, ExecError, Snapshot, SnapshotError, carried};
+use lockspace::snapshot::{BadEntry, Document, ExecError, Snapshot, SnapshotError, carried};
 use lockspace::{
-    AcquireError, Cancel, Lease, LockSpace, Mode, Naming, Origin, OwnerId, ReleaseError, Request,
-    Target, Wait,
+    AcquireError, ByteRange, Cancel, Lease, LockSpace, Mode, Naming, Origin, OwnerId, ReleaseError,
+    Request, Target, Wait,
 };
 use serde_json::{Value, json};
 
@@ -614,6 +617,87 @@ fn open_descriptors_survive_with_their_names() {
         assert_eq!(common::process::held(&dir.path().join("b.raw")), Some(Mode::Exclusive));
         space.release(ONE, "disk").unwrap();
         assert_eq!(common::process::held(&dir.path().join("b.raw")), None);
+    });
+}
+
+/// What others have locked through the same open file, as a QEMU does that was given it.
+const OTHERS: [i64; 3] = [100, 101, 203];
+
+#[track_caller]
+fn assert_others(path: &Path) {
+    for at in OTHERS {
+        assert_eq!(held_at(path, at), Some(Mode::Shared), "byte {at}");
+    }
+}
+
+/// An open file, held in this mode on this byte, with the locks of others on it.
+fn open_file_with_others(path: &Path, mode: Mode, at: u64) -> (File, LockSpace, Lease) {
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+    let (file, space) = (file.unwrap(), LockSpace::open(Naming::direct()).unwrap());
+    let range = ByteRange::new(at, NonZeroU64::MIN).unwrap();
+    let request = Request::new(mode, Target::opened("disk", &file)).range(range);
+    let lease = space.acquire(ONE, request, Wait::NO).unwrap();
+    OTHERS.iter().for_each(|&at| ofd_lock(&file, false, at, 1).unwrap());
+    (file, space, lease)
+}
+
+#[test]
+fn the_other_locks_of_an_open_descriptor_survive_a_snapshot_and_a_restore() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("a.raw");
+    // Byte 99 of a shared hold is one lock with its neighbours.
+    for (mode, at) in [Mode::Exclusive, Mode::Shared].into_iter().flat_map(|m| [(m, 0), (m, 99)]) {
+        in_child(|| {
+            let (_file, space, lease) = open_file_with_others(path, mode, at);
+            let snapshot = Snapshot::take([&space]).unwrap();
+            drop(lease);
+            assert_eq!(held_at(path, at as i64), Some(mode), "it is put off");
+            drop(snapshot);
+            assert_eq!(held_at(path, at as i64), None);
+            assert_others(path);
+        });
+        in_child(|| {
+            let (_file, space, lease) = open_file_with_others(path, mode, at);
+            let documents = leave_behind(vec![space], vec![lease]);
+            let space = restore(&documents).unwrap().remove(0);
+            let lease = space.retake(ONE, "disk").unwrap();
+            lease.verify().unwrap();
+            assert_eq!(held_at(path, at as i64), Some(mode));
+            assert_others(path);
+            lease.release().unwrap();
+            assert_eq!(held_at(path, at as i64), None);
+            assert_others(path);
+        });
+    }
+}
+
+#[test]
+fn an_open_descriptor_that_has_lost_its_lock_is_not_restored_for_the_locks_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = &dir.path().join("a.raw");
+    in_child(|| {
+        for at in [0, 99] {
+            let (file, space, lease) = open_file_with_others(path, Mode::Shared, at);
+            let documents = leave_behind(vec![space], vec![lease]);
+            let refuses = |expected: fn(&BadEntry) -> bool| {
+                let error = restore(&documents).expect_err("it has lost its lock");
+                assert!(expected(&error.why), "{error}");
+                assert_others(path);
+            };
+            unlock_ofd(&file, at as i64, 1).unwrap();
+            refuses(|why| matches!(why, BadEntry::OtherLock));
+            // In another mode than it was.
+            ofd_lock(&file, true, at as i64, 1).unwrap();
+            refuses(|why| matches!(why, BadEntry::OtherLock));
+            assert_eq!(held_at(path, at as i64), Some(Mode::Exclusive));
+            ofd_lock(&file, false, at as i64, 1).unwrap();
+            // One that the first close of any descriptor would drop.
+            record_lock(&file, true, 300, 1).unwrap();
+            refuses(|why| matches!(why, BadEntry::RecordLock));
+            unlock_record(&file, 300, 1).unwrap();
+            restore(&documents).unwrap();
+            unlock_ofd(&file, 0, 0).unwrap();
+        }
     });
 }
 

@@ -86,13 +86,15 @@ pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
     set(fd, libc::F_UNLCK, range)
 }
 
-/// Gives back all that this description holds, whoever shares it, and closes the descriptor.
+/// Gives back what this description holds within `range`, whoever shares it, and closes the
+/// descriptor.
 ///
 /// The unlock is not left to the close: a process that was forked meanwhile shares the open file,
-/// and would keep the lock alive.
-pub(crate) fn unlock_and_close(fd: OwnedFd) {
+/// and would keep the lock alive. Nor does it go beyond `range`: where the open file is the
+/// caller's, a QEMU that was given it may have locked other bytes, and needs them.
+pub(crate) fn unlock_and_close(fd: OwnedFd, range: ByteRange) {
     // It cannot fail on a range as it was locked, and if it did, the close would be next.
-    let _ = unlock(fd.as_fd(), ByteRange::WHOLE_FILE);
+    let _ = unlock(fd.as_fd(), range);
     // By rustix's inline assembly instead of libc, as a drop would. An error is what the file system
     // had to say in the end: the descriptor is gone all the same.
     // SAFETY: it was ours alone, as its type says, and is not used again.
