@@ -40,7 +40,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) opened: Option<(BorrowedFd<'a>, FileId)>,
     /// Where that seems to be. Asked beforehand: no system call is made under the map's mutex.
     path_of_opened: PathBuf,
-    /// The image that the name was resolved from, where it is one.
+    /// The image that the name was resolved from, where it is one that is there.
     image: Option<FileId>,
     terms: Terms,
 }
@@ -98,7 +98,7 @@ impl<'a> Wanted<'a> {
                 text: Cow::Owned(text.into_os_string()),
                 opened: None,
                 path_of_opened: PathBuf::new(),
-                image: Some(id),
+                image: id,
                 terms,
             },
             (Some(Found::Opened(id)), Means::Opened(_, fd)) => {
@@ -122,6 +122,8 @@ impl<'a> Wanted<'a> {
 enum Look {
     /// Where an image really is.
     Image(PathBuf, bool),
+    /// Where an image really is, or will be.
+    NewImage(PathBuf, bool),
     /// Which file a caller's descriptor is open on.
     Opened(OwnedFd, bool),
     /// Whether a file has other names.
@@ -129,7 +131,8 @@ enum Look {
 }
 
 enum Found {
-    Image(PathBuf, FileId),
+    /// Its path, and which file is there, if one is.
+    Image(PathBuf, Option<FileId>),
     Opened(FileId),
     OneName,
 }
@@ -142,7 +145,7 @@ impl Look {
                 let special = terms.auto_create || terms.refuse_hard_links;
                 special && matches!(inner.place, Place::Direct)
             }
-            Means::Image(_) | Means::Opened(..) => true,
+            Means::Image(_) | Means::NewImage(_) | Means::Opened(..) => true,
         }
     }
 
@@ -156,6 +159,7 @@ impl Look {
         let links = terms.refuse_hard_links;
         Ok(match &target.0 {
             Means::Image(path) => Some(Self::Image(path.to_path_buf(), links)),
+            Means::NewImage(path) => Some(Self::NewImage(path.to_path_buf(), links)),
             Means::Opened(_, fd) => {
                 let fd = lock_file::duplicate(*fd);
                 let fd = fd.map_err(|why| refused(why, target.text(), PathBuf::new))?;
@@ -169,14 +173,16 @@ impl Look {
 
     fn lane(&self) -> Lane {
         match self {
-            Self::Image(path, _) | Self::Links(path) => lane_of_path(path),
+            Self::Image(path, _) | Self::NewImage(path, _) | Self::Links(path) => {
+                lane_of_path(path)
+            }
             Self::Opened(fd, _) => Lane::Mount(lock_file::mount_of(fd.as_fd())),
         }
     }
 
     fn unbegun(&self) -> Unbegun {
         match self {
-            Self::Image(..) | Self::Links(_) => Unbegun::Withdrawn,
+            Self::Image(..) | Self::NewImage(..) | Self::Links(_) => Unbegun::Withdrawn,
             Self::Opened(..) => Unbegun::DroppedInLane,
         }
     }
@@ -184,7 +190,12 @@ impl Look {
     fn run(self) -> Result<Found, Refusal> {
         match self {
             Self::Image(path, links) => {
-                lock_file::resolve_image(&path, links).map(|(path, id)| Found::Image(path, id))
+                let resolved = lock_file::resolve_image(&path, links);
+                resolved.map(|(path, id)| Found::Image(path, Some(id)))
+            }
+            Self::NewImage(path, links) => {
+                let resolved = lock_file::resolve_new_image(&path, links);
+                resolved.map(|(path, id)| Found::Image(path, id))
             }
             Self::Opened(fd, links) => lock_file::id_of(fd.as_fd(), links).map(Found::Opened),
             Self::Links(path) => lock_file::refuse_hard_links(&path).map(|()| Found::OneName),

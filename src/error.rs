@@ -83,6 +83,19 @@ pub enum BadRequest {
     /// The name is not an absolute path, as a direct space needs.
     #[error("a direct space needs an absolute path: `Target::image` makes one")]
     Relative,
+    /// The path of [`Target::new_image`](crate::Target::new_image) ends in `/`, `.` or `..`, as no
+    /// image's does.
+    #[error("the path ends in `/`, `.` or `..`, so it does not name a file")]
+    NoFileName,
+    /// The folder of the path of [`Target::new_image`](crate::Target::new_image) is not there.
+    #[error("its folder {} does not exist", Shown(.folder))]
+    NoFolder {
+        /// The path without its last component.
+        folder: PathBuf,
+    },
+    /// The path of [`Target::new_image`](crate::Target::new_image) is a symlink to what is not there.
+    #[error("it is a symbolic link to a file that does not exist")]
+    DanglingSymlink,
     /// What is there is neither a regular file nor a block device.
     #[error("{} {kind}, neither a regular file nor a block device", ItIs(.path))]
     NotAFile {

@@ -53,7 +53,7 @@
 //! The source goes one way, and each step has its file:
 //!
 //! 1. **Name** (`request.rs`, `name.rs`): a [`Request`] has a [`Target`]. Only [`Target::image`]
-//!    resolves a path; any other name is taken byte by byte.
+//!    and [`Target::new_image`] resolve a path; any other name is taken byte by byte.
 //! 2. **Path** (`name.rs`, `directory.rs`): the space's [`Naming`] says which file stands for it.
 //! 3. **Descriptor** (`lock_file.rs`): the file is opened, and created if the request said
 //!    [`auto_create`](Request::auto_create).
@@ -98,8 +98,8 @@
 //!    far as that can be known, and "outside this lock space" or "unknown" where it cannot.
 //!
 //! It ends where no lock can reach: a process that shares the very descriptor and unlocks it, a
-//! second device node of one block device, the upper file under an overlay, hard links behind
-//! names in a directory, a file that is renamed or removed by hand, a program that locks a lock file
+//! second device node of one block device, the upper file under an overlay, hard links and bind
+//! mounts behind names in a directory, a file that is renamed or removed by hand, a program that locks a lock file
 //! of [`auto_create`](Request::auto_create) and does not look whether that still has its name (LXC),
 //! and every program that takes no lock, since locks are advisory.
 //!
@@ -132,10 +132,19 @@
 //! `flock(2)`, `flock(1)`, [`std::fs::File::lock`] and the crates on top of them take a kind of
 //! lock that excludes nothing here, and is not excluded.
 //!
-//! ## Hard links and renames
+//! ## Two paths of one image
 //!
-//! A directory's lock file stands for a *name*. Two hard links of an image are two names, and two
-//! locks: [`Request::refuse_hard_links`] finds them, and a direct space excludes them. A lock file,
+//! A directory's lock file stands for a *name*. [`Target::image`] makes one name of all spellings of
+//! a path, but not of two paths that both lead to the image without a symlink: through a bind mount
+//! of its folder, in another mount namespace or chroot, by a hard link, on a file system that ignores
+//! case. These are two locks, and the image can be held twice. The cure is a
+//! [direct](Naming::direct) space, which locks the image itself; [`Request::refuse_hard_links`] finds
+//! hard links, and nothing finds the others. An image that is not there yet is locked by
+//! [`Target::new_image`]: its path as a plain name would not be the one that `image` finds later.
+//!
+//! ## Renames
+//!
+//! A lock file,
 //! or a directly locked image, that is renamed or replaced under a hold stays locked, but others
 //! can lock what is in its place: [`Lease::verify`] looks.
 //!

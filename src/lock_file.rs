@@ -697,6 +697,60 @@ pub(crate) fn resolve_image(
     Ok((resolved, FileId::from(&stat)))
 }
 
+/// The path of an image that may not be there yet: as [`resolve_image`] tells it, or will tell it
+/// once the image is there. And which file is there, if one is.
+pub(crate) fn resolve_new_image(
+    path: &Path,
+    refuse_hard_links: bool,
+) -> Result<(PathBuf, Option<FileId>), Refusal> {
+    let (folder, last) = folder_and_last(path).map_err(Refusal::Bad)?;
+    let folder = std::fs::canonicalize(folder).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => Refusal::Bad(BadRequest::NoFolder { folder: folder.to_owned() }),
+        _ => Refusal::Io(IoError::new("realpath", folder, source)),
+    })?;
+    let whole = folder.join(last);
+    let stat = match rustix::fs::lstat(&whole) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok((whole, None)),
+        Err(errno) => return Err(IoError::new("lstat", &whole, errno).into()),
+    };
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+        return match resolve_image(&whole, refuse_hard_links) {
+            Ok((resolved, id)) => Ok((resolved, Some(id))),
+            // Whoever makes the file may replace the symlink or follow it: these are two names.
+            Err(Refusal::NotFound) => Err(Refusal::Bad(BadRequest::DanglingSymlink)),
+            Err(refusal) => Err(refusal),
+        };
+    }
+    check_kind(&stat, || whole.clone())?;
+    if refuse_hard_links {
+        check_links(&stat)?;
+    }
+    Ok((whole, Some(FileId::from(&stat))))
+}
+
+/// A path's folder and its last component, byte by byte: [`Path::file_name`] takes `a/` and `a/.`
+/// for `a`.
+fn folder_and_last(path: &Path) -> Result<(&Path, &OsStr), BadRequest> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.is_empty() {
+        return Err(BadRequest::Empty);
+    }
+    if bytes.contains(&0) {
+        return Err(BadRequest::Nul);
+    }
+    let slash = bytes.iter().rposition(|&byte| byte == b'/');
+    let (folder, last) = match slash {
+        None => (&b"."[..], bytes),
+        Some(0) => (&b"/"[..], &bytes[1..]),
+        Some(at) => (&bytes[..at], &bytes[at + 1..]),
+    };
+    match last {
+        b"" | b"." | b".." => Err(BadRequest::NoFileName),
+        _ => Ok((Path::new(OsStr::from_bytes(folder)), OsStr::from_bytes(last))),
+    }
+}
+
 /// Which file a descriptor is open on.
 pub(crate) fn id_of(fd: BorrowedFd<'_>, refuse_hard_links: bool) -> Result<FileId, Refusal> {
     let stat = rustix::fs::fstat(fd);

@@ -394,8 +394,9 @@ impl Deref for Text<'_> {
 /// Which resource is meant.
 ///
 /// A string or a path is a name, taken byte by byte: `/img/a` and `/img//a` are two names.
-/// [`Target::image`] resolves a path first, so that all its spellings are one;
-/// [`Target::opened`] is a file that the caller has open.
+/// [`Target::image`] resolves a path first, so that all its spellings are one, and
+/// [`Target::new_image`] also that of an image which may not be there yet; [`Target::opened`] is a
+/// file that the caller has open.
 ///
 /// ```
 /// use lockspace::{Request, Target};
@@ -412,20 +413,61 @@ pub struct Target<'a>(pub(crate) Means<'a>);
 pub(crate) enum Means<'a> {
     Name(Cow<'a, OsStr>),
     Image(&'a Path),
+    NewImage(&'a Path),
     Opened(&'a OsStr, BorrowedFd<'a>),
 }
 
 impl<'a> Target<'a> {
     /// The disk image that this path leads to, by whatever spelling: the resource's name is the
     /// path with every symlink, `.` and `..` resolved, when the request is made. The lease tells
-    /// that name, and releases go by it. What is there must be a regular file or a block device; an
-    /// image that is yet to be made is locked by its path as a name.
+    /// that name, and releases go by it. What is there must be a regular file or a block device; for
+    /// an image that may not be there yet, use [`Target::new_image`].
     ///
     /// Mirrors the `realpath` that libvirt leaves to its callers.
+    ///
+    /// In a space with a directory, the lock is on the *path*, and one image can have two that no
+    /// resolving makes one: by a bind mount of its folder, in another mount namespace or chroot, by
+    /// a hard link, and on a file system that ignores case. Such an image is two resources there,
+    /// and can be held twice. A [direct](Naming::direct) space locks the image itself, and finds all
+    /// of these out.
     #[must_use]
     #[doc(alias = "realpath")]
     pub fn image<P: AsRef<Path> + ?Sized>(path: &'a P) -> Self {
         Self(Means::Image(path.as_ref()))
+    }
+
+    /// The disk image of this path, which may not be there yet: to lock an image before it is made.
+    ///
+    /// What is there is resolved as by [`Target::image`]. Where nothing is, the path's folder is
+    /// resolved, and the path's last component appended: the same name that `image` finds once the
+    /// file has been made there. (The path itself as a name is not: locked as `link/new.img` before,
+    /// and by `image` afterwards, it is two resources.)
+    ///
+    /// A direct space locks the image itself, so there a missing one is
+    /// [`AcquireError::NotFound`](crate::AcquireError::NotFound). Refused are a path whose folder is
+    /// not there ([`BadRequest::NoFolder`]), one that ends in `/`, `.` or `..`
+    /// ([`BadRequest::NoFileName`]), and one that is a symlink to what is not there
+    /// ([`BadRequest::DanglingSymlink`]): where the file would be made, only its maker knows.
+    ///
+    /// ```
+    /// use lockspace::{LockSpace, Naming, OwnerId, Request, Target, Wait};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let dir = tempfile::tempdir()?;
+    /// # let (locks, image) = (dir.path().join("locks"), dir.path().join("new.qcow2"));
+    /// let space = LockSpace::open(Naming::md5(locks))?;
+    /// let disk = Request::exclusive(Target::new_image(&image)).auto_create();
+    /// let _lease = space.acquire(OwnerId::new(1), disk, Wait::NO)?;
+    ///
+    /// std::fs::write(&image, "")?; // as qemu-img create does
+    /// let disk = Request::exclusive(Target::image(&image)).auto_create();
+    /// assert!(space.acquire(OwnerId::new(2), disk, Wait::NO).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn new_image<P: AsRef<Path> + ?Sized>(path: &'a P) -> Self {
+        Self(Means::NewImage(path.as_ref()))
     }
 
     /// The caller's own open file, under a name of the caller's choice.
@@ -456,7 +498,7 @@ impl Target<'_> {
     pub(crate) fn text(&self) -> &OsStr {
         match &self.0 {
             Means::Name(name) => name,
-            Means::Image(path) => path.as_os_str(),
+            Means::Image(path) | Means::NewImage(path) => path.as_os_str(),
             Means::Opened(name, _) => name,
         }
     }
@@ -465,7 +507,7 @@ impl Target<'_> {
     pub(crate) fn path(&self) -> &Path {
         match &self.0 {
             Means::Name(name) => Path::new(name),
-            Means::Image(path) => path,
+            Means::Image(path) | Means::NewImage(path) => path,
             Means::Opened(..) => Path::new(""),
         }
     }

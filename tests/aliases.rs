@@ -3,6 +3,7 @@
 
 mod common {
     pub(crate) mod process;
+    pub(crate) mod waits;
 }
 
 use std::fs::{self, File};
@@ -13,10 +14,11 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-use common::process::{held, held_at, in_child};
+use common::process::{held, held_at, in_child, is_root, unshare_mounts};
+use common::waits::{LONG, start};
 use lockspace::{
-    AcquireError, BadRequest, Busy, ByteRange, CreateError, DeleteError, Lease, LockSpace, Mode,
-    Naming, OwnerId, Request, Target, VerifyError, Wait,
+    AcquireError, BadRequest, Busy, By, ByteRange, CreateError, DeleteError, Lease, LockSpace,
+    Mode, Naming, OwnerId, Request, Target, VerifyError, Wait,
 };
 use tempfile::TempDir;
 
@@ -273,6 +275,219 @@ fn names_are_taken_byte_by_byte_where_no_image_is_meant() {
     let _leases = ["/img/a", "/img//a", "/img/./a", "/img/a/"]
         .map(|name| granted(&space, ONE, Request::exclusive(name).auto_create()));
     assert_eq!(space.list().len(), 4);
+}
+
+// An image that is yet to be made
+
+/// A folder `real`, a symlink `link` to it, and the ways that lead to `new.qcow2` in it.
+fn ways_to_new(dir: &Path) -> (PathBuf, Vec<PathBuf>) {
+    let dir = fs::canonicalize(dir).unwrap();
+    fs::create_dir(dir.join("real")).unwrap();
+    symlink("real", dir.join("link")).unwrap();
+    let text = dir.to_str().unwrap();
+    let ways = ["real", "link", "real/../link", "link/../real", "real/.", "link//"]
+        .map(|folder| PathBuf::from(format!("{text}/{folder}/new.qcow2")));
+    (dir.join("real/new.qcow2"), ways.to_vec())
+}
+
+#[test]
+fn a_new_image_is_one_resource_before_and_after_it_is_made() {
+    let locks = tempfile::tempdir().unwrap();
+    for naming in [Naming::md5(locks.path()), Naming::in_memory()] {
+        let dir = tempfile::tempdir().unwrap();
+        let (resolved, ways) = ways_to_new(dir.path());
+        let space = LockSpace::open(naming).unwrap();
+        for way in &ways {
+            let new = |way| Request::exclusive(Target::new_image(way)).auto_create();
+            let lease = granted(&space, ONE, new(way));
+            assert_eq!(lease.name(), resolved.as_os_str());
+            let refuses = |request| {
+                let busy = busy(&space, TWO, request);
+                assert_eq!((busy.owners(), busy.name()), (&[ONE][..], resolved.as_os_str()));
+            };
+            ways.iter().for_each(|other| refuses(new(other)));
+            fs::write(&resolved, "").unwrap();
+            for other in &ways {
+                refuses(new(other));
+                refuses(Request::exclusive(Target::image(other)).auto_create());
+                let holders = space.holders(Target::new_image(other)).unwrap();
+                assert_eq!(holders[0].by, By::Owners(vec![ONE]));
+                assert_eq!(space.holders(Target::image(other)).unwrap(), holders);
+            }
+            lease.keep();
+            space.release(ONE, &resolved).unwrap();
+            // Now that it is there, too.
+            let lease = granted(&space, ONE, new(way));
+            assert_eq!(lease.name(), resolved.as_os_str());
+            fs::remove_file(&resolved).unwrap();
+            ways.iter().for_each(|other| refuses(new(other)));
+        }
+        assert_eq!(fs::read_dir(locks.path()).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn a_new_image_by_a_relative_path_is_the_same() {
+    let (dir, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (resolved, _) = ways_to_new(dir.path());
+    in_child(|| {
+        let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+        std::env::set_current_dir(dir.path().join("link")).unwrap();
+        for way in ["new.qcow2", "./new.qcow2", "../link/new.qcow2"] {
+            let request = Request::exclusive(Target::new_image(way)).auto_create();
+            assert_eq!(granted(&space, ONE, request).name(), resolved.as_os_str());
+        }
+        let request = Request::exclusive(Target::new_image("/new.qcow2")).auto_create();
+        assert_eq!(granted(&space, ONE, request).name(), "/new.qcow2");
+        fs::remove_dir(dir.path().join("real")).unwrap();
+        let why = bad(&space, Request::exclusive(Target::new_image("new.qcow2")).auto_create());
+        assert_eq!(why, BadRequest::NoFolder { folder: ".".into() });
+    });
+}
+
+#[test]
+fn waits_for_a_new_image_meet_by_whatever_spelling() {
+    let (dir, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (resolved, ways) = ways_to_new(dir.path());
+    let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+    let wait = |owner, way: &Path| {
+        let (space, way) = (space.clone(), way.to_owned());
+        start(move || {
+            let request = Request::exclusive(Target::new_image(&way)).auto_create();
+            space.acquire(owner, request, Wait::within(LONG)).unwrap()
+        })
+    };
+    let mut lease = wait(ONE, &ways[0]).join();
+    for (way, owner) in ways[1..].iter().zip(2..) {
+        // In the queue of the hold, as its name is the same, and not before a file.
+        let waiting = wait(OwnerId::new(owner), way).sleeps_for_others();
+        lease.release().unwrap();
+        lease = waiting.join();
+        assert_eq!((lease.name(), space.list().len()), (resolved.as_os_str(), 1));
+    }
+}
+
+#[test]
+fn a_new_image_that_two_requests_name_is_refused() {
+    let (dir, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_, ways) = ways_to_new(dir.path());
+    let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+    for wait in [Wait::NO, Wait::within(LONG)] {
+        let requests = [&ways[0], &ways[1]]
+            .map(|way| Request::exclusive(Target::new_image(way)).auto_create());
+        match space.acquire_all(ONE, requests, wait) {
+            Err(AcquireError::Bad { why: BadRequest::Twice { .. }, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn in_a_direct_space_a_new_image_must_be_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (resolved, ways) = ways_to_new(dir.path());
+    let space = direct();
+    for wait in [Wait::NO, Wait::within(LONG)] {
+        for way in &ways {
+            let request = || Request::exclusive(Target::new_image(way));
+            match space.acquire(ONE, request(), wait.clone()) {
+                Err(AcquireError::NotFound { name, path }) => {
+                    assert_eq!((name, path), (resolved.clone().into(), resolved.clone()));
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(bad(&space, request().auto_create()), BadRequest::AutoCreateInDirect);
+            assert!(!resolved.exists());
+            fs::write(&resolved, "content").unwrap();
+            let lease = space.acquire(ONE, request(), wait.clone()).unwrap();
+            assert_eq!(
+                (lease.name(), held(&resolved)),
+                (resolved.as_os_str(), Some(Mode::Exclusive))
+            );
+            lease.release().unwrap();
+            fs::remove_file(&resolved).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_a_new_image_is_refused() {
+    let (dir, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (resolved, ways) = ways_to_new(dir.path());
+    let path = |name: &str| dir.path().join(name);
+    fs::write(path("a.qcow2"), "").unwrap();
+    fs::hard_link(path("a.qcow2"), path("hard")).unwrap();
+    for (target, link) in
+        [("a.qcow2", "good"), ("missing", "dangling"), ("dangling", "twice"), ("loop", "loop")]
+    {
+        symlink(target, path(link)).unwrap();
+    }
+    let namings = [Naming::md5(locks.path()), Naming::in_memory(), Naming::direct()];
+    for space in namings.map(|naming| LockSpace::open(naming).unwrap()) {
+        let why = |path: &Path| bad(&space, Request::exclusive(Target::new_image(path)));
+        for end in ["/", "//", "/.", "/..", "/./", "/../"] {
+            let mut way = ways[0].clone().into_os_string();
+            way.push(end);
+            assert_eq!(why(way.as_ref()), BadRequest::NoFileName, "{way:?}");
+        }
+        for way in ["/", ".", "..", "./", "../"] {
+            assert_eq!(why(way.as_ref()), BadRequest::NoFileName, "{way:?}");
+        }
+        assert_eq!(why("".as_ref()), BadRequest::Empty);
+        assert_eq!(why("/a\0b".as_ref()), BadRequest::Nul);
+        // Also where the file that it leads to could be made.
+        assert_eq!(why(&path("dangling")), BadRequest::DanglingSymlink);
+        assert_eq!(why(&path("twice")), BadRequest::DanglingSymlink);
+        let folder = path("nowhere");
+        assert_eq!(why(&folder.join("new")), BadRequest::NoFolder { folder });
+        assert!(matches!(why(&path("real")), BadRequest::NotAFile { kind: "a directory", .. }));
+        assert!(matches!(why(&path("link")), BadRequest::NotAFile { kind: "a directory", .. }));
+        let hard = path("hard");
+        let request = Request::exclusive(Target::new_image(&hard)).refuse_hard_links();
+        assert_eq!(bad(&space, request), BadRequest::HardLinks { links: 2 });
+        for (way, call) in [("loop", "realpath"), ("a.qcow2/new", "lstat")] {
+            let way = path(way);
+            let request = Request::exclusive(Target::new_image(&way));
+            match space.acquire(ONE, request, Wait::NO) {
+                Err(AcquireError::Io(error)) => assert_eq!(error.call, call, "{error}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(space.list().is_empty());
+    }
+    // A symlink to what is there is resolved.
+    let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+    let target = path("good");
+    let request = Request::exclusive(Target::new_image(&target)).auto_create();
+    let lease = granted(&space, ONE, request);
+    assert_eq!(lease.name(), fs::canonicalize(path("a.qcow2")).unwrap().as_os_str());
+    assert!(!resolved.exists());
+}
+
+/// What the documentation says of bind mounts.
+#[test]
+fn through_a_bind_mount_an_image_is_two_resources_in_a_directory_and_one_in_a_direct_space() {
+    use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
+
+    if !is_root() {
+        return eprintln!("skipped: only root may mount");
+    }
+    let (dir, image) = image();
+    let (other, locks) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    in_child(|| {
+        unshare_mounts().unwrap();
+        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        mount_change("/", private).unwrap();
+        mount_bind(dir.path(), other.path()).unwrap();
+        let bound = other.path().join("a.qcow2");
+        let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+        let request = |path| Request::exclusive(Target::image(path));
+        let _first = granted(&space, ONE, request(&image).auto_create());
+        let _second = granted(&space, TWO, request(&bound).auto_create());
+        let space = direct();
+        let _first = granted(&space, ONE, request(&image));
+        assert_eq!(busy(&space, TWO, request(&bound)).owners(), [ONE]);
+    });
 }
 
 // A way out of the directory

@@ -1073,6 +1073,11 @@ fn a_deadline_holds_when_the_path_of_an_image_cannot_be_resolved() {
         let image = Request::exclusive(lockspace::Target::image(&path));
         is_stuck(space.acquire(A, image, Wait::within(SHORT)), &path);
         assert!(started.elapsed() >= SHORT);
+        // Or the folder of one that is yet to be made.
+        let (below, started) = (path.join("new"), Instant::now());
+        let image = Request::exclusive(lockspace::Target::new_image(&below));
+        is_stuck(space.acquire(A, image, Wait::within(SHORT)), &below);
+        assert!(started.elapsed() >= SHORT);
         assert_eq!(space.list(), []);
     }
     hung.answer_all();
