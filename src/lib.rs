@@ -156,9 +156,14 @@
 //!
 //! ## QEMU
 //!
-//! QEMU locks bytes 100 to 103 and 200 to 203 of an image. [`ByteRange::FIRST`], the default, does
-//! not meet them. [`ByteRange::WHOLE_FILE`] does: then a running QEMU and a hold exclude each
-//! other.
+//! QEMU locks bytes 100 to 103 and 200 to 203 of an image, all of them shared, also where it writes.
+//! [`ByteRange::FIRST`], the default, does not meet them. [`ByteRange::WHOLE_FILE`] does: an
+//! exclusive hold and a running QEMU exclude each other. A shared hold is granted beside a QEMU that
+//! runs, even one that writes; only a QEMU that comes later is refused.
+//!
+//! A QEMU that is given a descriptor of [`Target::opened`] locks through the same open file. On bytes
+//! that the hold covers, its locks and the hold's replace each other; on others, such as all of
+//! QEMU's beside [`ByteRange::FIRST`], neither touches the other's.
 //!
 //! ## Overlays, network file systems, containers
 //!

@@ -125,7 +125,12 @@ impl ByteRange {
     pub const FIRST: Self = Self { start: 0, len: NonZeroU64::new(1) };
 
     /// The whole file, however far it grows: what LXC locks, and Cloud Hypervisor by choice.
-    /// A running QEMU and this range exclude each other.
+    ///
+    /// An *exclusive* hold of it and a running QEMU exclude each other, whichever comes first. A
+    /// *shared* one does not keep a QEMU out that runs already: QEMU's own locks are shared, also
+    /// those of a QEMU that writes, and so it is granted beside them. (A QEMU that starts later is
+    /// refused, and one that only reads, too: it takes the hold for a program that shares nothing.)
+    /// On an image that QEMU may have open, a shared hold of the whole file so proves nothing.
     pub const WHOLE_FILE: Self = Self { start: 0, len: None };
 
     /// Every byte but the last that an offset can name. Nobody locks this but who is about to

@@ -188,6 +188,29 @@ fn a_running_qemu_keeps_the_whole_file_from_us_and_not_byte_0() {
 }
 
 #[test]
+fn a_shared_hold_of_the_whole_file_keeps_out_only_the_qemu_that_comes_later() {
+    let Some(qemu) = Qemu::new() else { return };
+    let space = direct();
+    let image = qemu.image.as_os_str();
+    let whole = Request::shared(image).range(ByteRange::WHOLE_FILE);
+    let mut running = QemuIo::open(&qemu);
+    // Beside one that writes: it is granted, and does not stop it.
+    let lease = space.acquire(OWNER, whole.clone(), Wait::NO).unwrap();
+    running.write();
+    lease.verify().unwrap();
+    running.quit();
+    for options in [&["-c", "write 0 4k"][..], &["-r", "-c", "read 0 4k"]] {
+        let refused = Qemu::output(&qemu.io, options, &[image]);
+        assert!(!refused.status.success());
+        let stderr = String::from_utf8(refused.stderr).unwrap();
+        assert!(stderr.contains("Failed to get \"consistent read\" lock"), "{stderr}");
+    }
+    lease.verify().unwrap();
+    lease.release().unwrap();
+    qemu.run(&qemu.io, &["-c", "write 0 4k"], &[image]);
+}
+
+#[test]
 fn a_running_qemu_is_named_with_its_bytes() {
     let Some(qemu) = Qemu::new() else { return };
     let running = QemuIo::open(&qemu);
