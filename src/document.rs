@@ -18,6 +18,7 @@
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
+use std::num::NonZeroU64;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
@@ -344,8 +345,8 @@ impl RangeState {
     pub(crate) fn range(self) -> Option<ByteRange> {
         let Self(start, len) = self;
         match len {
-            None => ByteRange::between(start, None),
-            Some(len) => ByteRange::between(start, Some(start.checked_add(len.checked_sub(1)?)?)),
+            None => ByteRange::recorded(start, None),
+            Some(len) => ByteRange::recorded(start, Some(NonZeroU64::new(len)?)),
         }
     }
 }

@@ -59,7 +59,8 @@ pub struct Holder {
     pub mode: Mode,
     /// What kind of lock it is.
     pub kind: Kind,
-    /// The bytes that it covers.
+    /// The bytes that it covers. Of a lock on byte 2^63 - 1 alone, which no file has, the byte before
+    /// it too: a [`ByteRange`] has no other way to tell that.
     pub range: ByteRange,
     /// Who has it.
     pub by: By,
@@ -282,7 +283,7 @@ impl Holder {
     /// Of an OFD lock or a record lock.
     fn new(lock: FdLock, by: By) -> Self {
         let kind = if lock.kind == LockKind::Ofd { Kind::Ofd } else { Kind::Record };
-        Self { mode: lock.mode, kind, range: lock.range, by }
+        Self { mode: lock.mode, kind, range: lock.range.lockable(), by }
     }
 }
 

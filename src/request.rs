@@ -154,18 +154,42 @@ impl ByteRange {
     /// ```
     #[must_use]
     pub const fn new(start: u64, len: NonZeroU64) -> Option<Self> {
-        match Self::exactly(start, len) {
-            // What only removers lock.
-            Some(Self { start: 0, len: Some(len) }) if len.get() == Self::LAST_BYTE => {
-                Some(Self::WHOLE_FILE)
-            }
+        match Self::exactly(start, Some(len)) {
+            Some(range) if range.is_removal() => Some(Self::WHOLE_FILE),
             range => range,
         }
     }
 
-    const fn exactly(start: u64, len: NonZeroU64) -> Option<Self> {
+    /// A range as a state document has it, which is never rounded: it must be the one that the
+    /// descriptor is locked on. `None` for what [`new`](Self::new) would not make.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn recorded(start: u64, len: Option<NonZeroU64>) -> Option<Self> {
+        Self::exactly(start, len).filter(|range| !range.is_removal())
+    }
+
+    /// The bytes from `start` to `last`, both included, as the kernel tells a range or is asked for
+    /// one; `last` is `None` for "to the end of the file". Of other programs' locks this may also
+    /// be what none of ours can be: see [`lockable`](Self::lockable).
+    pub(crate) fn between(start: u64, last: Option<u64>) -> Option<Self> {
+        match last {
+            None if start == Self::LAST_BYTE => Some(Self { start, len: None }),
+            None => Self::exactly(start, None),
+            Some(last) => {
+                let len = last.checked_sub(start)?.checked_add(1)?;
+                Self::exactly(start, Some(NonZeroU64::new(len)?))
+            }
+        }
+    }
+
+    /// The check that every range passes: it ends at the largest offset at most, and covers more
+    /// than that one byte, which [`REMOVAL`](Self::REMOVAL) leaves out. A hold of that byte alone
+    /// would not be met by a remover.
+    const fn exactly(start: u64, len: Option<NonZeroU64>) -> Option<Self> {
+        if start >= Self::LAST_BYTE {
+            return None;
+        }
+        let Some(len) = len else { return Some(Self { start, len: None }) };
         match start.checked_add(len.get() - 1) {
-            _ if start >= Self::LAST_BYTE => None,
             // As the kernel has it, whose tables show no other end then.
             Some(Self::LAST_BYTE) => Some(Self { start, len: None }),
             Some(last) if last < Self::LAST_BYTE => Some(Self { start, len: Some(len) }),
@@ -173,15 +197,17 @@ impl ByteRange {
         }
     }
 
-    /// The bytes from `start` to `last`, both included, as the kernel's tables write a range;
-    /// `last` is `None` for "to the end of the file".
-    pub(crate) fn between(start: u64, last: Option<u64>) -> Option<Self> {
-        match last {
-            None => (start <= Self::LAST_BYTE).then_some(Self { start, len: None }),
-            Some(last) => {
-                let len = last.checked_sub(start)?.checked_add(1)?;
-                Self::exactly(start, NonZeroU64::new(len)?)
-            }
+    const fn is_removal(self) -> bool {
+        matches!(self, Self { start: 0, len: Some(len) } if len.get() == Self::LAST_BYTE)
+    }
+
+    /// The nearest range, not smaller, that a request may have: what a caller is shown of a lock is
+    /// a value that it can ask for in turn.
+    pub(crate) const fn lockable(self) -> Self {
+        match self {
+            Self { start: Self::LAST_BYTE, .. } => Self { start: Self::LAST_BYTE - 1, len: None },
+            range if range.is_removal() => Self::WHOLE_FILE,
+            range => range,
         }
     }
 
@@ -341,8 +367,28 @@ mod tests {
         let max = i64::MAX as u64;
         assert!(ByteRange::new(max, NonZeroU64::new(2).unwrap()).is_none());
         assert!(ByteRange::new(1, NonZeroU64::MAX).is_none());
+        assert!(ByteRange::new(max, NonZeroU64::MIN).is_none());
         assert_eq!(ByteRange::between(5, Some(4)), None);
         assert_eq!(ByteRange::between(0, None), Some(ByteRange::WHOLE_FILE));
         assert_eq!(ByteRange::between(0, Some(0)), Some(ByteRange::FIRST));
+        assert_eq!(ByteRange::between(max + 1, None), None);
+    }
+
+    /// Whatever the kernel tells of others, what is shown of it can be asked for.
+    #[test]
+    fn a_lock_that_none_of_ours_can_be_is_shown_as_one_that_can() {
+        let max = i64::MAX as u64;
+        let last_byte = ByteRange::between(max, None).unwrap();
+        let removal = ByteRange::between(0, Some(max - 1)).unwrap();
+        assert_eq!(removal, ByteRange::REMOVAL);
+        assert_eq!(removal.lockable(), ByteRange::WHOLE_FILE);
+        assert_eq!(Some(last_byte.lockable()), ByteRange::between(max - 1, None));
+        assert!(last_byte.lockable().overlaps(last_byte));
+        let usual = [ByteRange::FIRST, ByteRange::WHOLE_FILE, last_byte.lockable()];
+        assert_eq!(usual.map(ByteRange::lockable), usual);
+        #[cfg(feature = "snapshot")]
+        for range in [last_byte, removal] {
+            assert_eq!(ByteRange::recorded(range.start(), range.len()), None);
+        }
     }
 }

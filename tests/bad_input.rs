@@ -17,12 +17,12 @@ use std::time::Duration;
 
 use common::interop::skip_or_fail;
 use common::process::{
-    ask_child, become_nobody, close_number, exhaust_descriptors, held, in_child, is_root,
+    ask_child, become_nobody, close_number, exhaust_descriptors, held, in_child, is_root, ofd_lock,
     open_numbers, unshare_mounts,
 };
 use lockspace::{
     AcquireError, BadRequest, CreateError, DeleteError, IoError, Lease, LockSpace, Mode, Naming,
-    OpenError, OwnerId, ReleaseError, Request, Target, Wait,
+    OpenError, OwnerId, ReleaseError, Request, Target, Wait, holders_of,
 };
 use rustix::fs::{CWD, FileType, makedev, mknodat};
 use rustix::io::Errno;
@@ -32,6 +32,34 @@ use tempfile::TempDir;
 const ONE: OwnerId = OwnerId::new(4711);
 const TWO: OwnerId = OwnerId::new(2);
 const BOTH: [Mode; 2] = [Mode::Exclusive, Mode::Shared];
+
+/// What is shown of another program's lock can be asked for in turn; that never makes a hold that a
+/// `delete` does not meet, nor one that is taken for a `delete`.
+#[test]
+fn no_range_that_is_shown_makes_a_hold_that_a_delete_passes() {
+    for (start, len) in [(i64::MAX, 0), (i64::MAX, 1), (0, i64::MAX)] {
+        let dir = folder();
+        let image = file(dir.path().join("image"), 0o600);
+        let foreign = File::options().read(true).write(true).open(&image).unwrap();
+        ofd_lock(&foreign, true, start, len).unwrap();
+        let shown = holders_of(&image).unwrap();
+        let [holder] = &shown[..] else { panic!("{shown:?}") };
+
+        let locks = dir.path().join("locks");
+        let builder = LockSpace::builder(Naming::verbatim(&locks)).range(holder.range);
+        let [by_builder, elsewhere] = [builder.open(), LockSpace::open(Naming::verbatim(&locks))];
+        let (by_builder, elsewhere) = (by_builder.unwrap(), elsewhere.unwrap());
+        for (name, request) in [
+            ("a", Request::exclusive("a").range(holder.range).auto_create()),
+            ("b", Request::shared("b").auto_create()),
+        ] {
+            let lease = granted(&by_builder, request);
+            assert!(matches!(elsewhere.delete(name), Err(DeleteError::Busy(_))), "{holder}");
+            assert!(locks.join(name).exists());
+            drop(lease);
+        }
+    }
+}
 
 /// A directory that every user may enter, so that `nobody` meets what the test is about.
 fn folder() -> TempDir {

@@ -402,6 +402,46 @@ fn documents_that_disagree_with_the_lock() {
     });
 }
 
+/// Who removes a file locks all of it but the very last byte, and nobody else may lock just that:
+/// a hold of the last byte would not be met, and one of the removal's own range be waited for. Each
+/// of these was locked so, so that only the range itself is wrong.
+#[test]
+fn ranges_that_no_request_can_have() {
+    const LAST: i64 = i64::MAX;
+    in_world(|world| {
+        let a = world.number(DIRECTORY, EXCLUSIVE);
+        unlock_ofd(at(a), 0, 1).unwrap();
+        for (start, len, recorded) in [
+            (LAST, 0, json!([LAST, null])),
+            (LAST, 0, json!([LAST, 1])),
+            (0, LAST, json!([0, LAST])),
+        ] {
+            ofd_lock(at(a), true, start, len).unwrap();
+            let locked = |e: &mut Value| e["lockspace"]["range"] = recorded;
+            let why = |why: &BadEntry| matches!(why, BadEntry::Malformed(w) if w.contains("range"));
+            world.refuses_entry((DIRECTORY, EXCLUSIVE), locked, why);
+            unlock_ofd(at(a), start, len).unwrap();
+        }
+        // The nearest ranges that there can be are others.
+        for (start, len, recorded) in
+            [(LAST, 0, json!([LAST - 1, null])), (0, LAST, json!([0, null]))]
+        {
+            ofd_lock(at(a), true, start, len).unwrap();
+            let locked = |e: &mut Value| e["lockspace"]["range"] = recorded;
+            world.refuses_entry((DIRECTORY, EXCLUSIVE), locked, is!(BadEntry::OtherLock));
+            unlock_ofd(at(a), start, len).unwrap();
+        }
+        ofd_lock(at(a), true, 0, 1).unwrap();
+        // Nor can a space have it, for its requests to come, nor what is held in memory.
+        for range in [json!([LAST, null]), json!([LAST, 1]), json!([0, LAST])] {
+            let space = |d: &mut Value| d["lockspace"]["range"] = range.clone();
+            world.refuses_document(DIRECTORY, space, is!(BadEntry::Malformed(_)));
+            let held = |e: &mut Value| e["lockspace"]["range"] = range.clone();
+            world.refuses_entry((IN_MEMORY, 0), held, is!(BadEntry::Malformed(_)));
+        }
+    });
+}
+
 #[test]
 fn owners_and_flags_that_cannot_be() {
     in_world(|world| {

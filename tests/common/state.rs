@@ -261,8 +261,9 @@ fn name_of(entry: &Value) -> Option<Vec<u8>> {
 fn is_range(range: &Value) -> bool {
     const LAST: u64 = i64::MAX as u64;
     let Some([start, len]) = range.as_array().map(Vec::as_slice) else { return false };
-    let Some(start) = start.as_u64().filter(|start| *start <= LAST) else { return false };
-    // No file has the very last byte, so none but "all that follow" begins there.
-    let fits = |len: u64| len > 0 && start < LAST && len - 1 <= LAST - start;
+    // No file has the very last byte, so nothing begins there; and who removes a file locks all but
+    // that byte, so no hold does.
+    let Some(start) = start.as_u64().filter(|start| *start < LAST) else { return false };
+    let fits = |len: u64| len > 0 && len - 1 <= LAST - start && (start, len) != (0, LAST);
     len.is_null() || len.as_u64().is_some_and(fits)
 }
