@@ -12,7 +12,8 @@
 //!
 //! Everything of ours stands under the key `lockspace`, which libvirt's reader passes over. An
 //! owner stands in `owners` once for each of its holds. A name or a directory that is not UTF-8
-//! stands there as well as it can, and exactly, in hexadecimal, as `hex` under our key.
+//! stands there as well as it can, and exactly, in hexadecimal, as `hex` under our key. So does a
+//! name of `Naming::sha256`: its `name` is the SHA-256 of it, by which libvirt knows the resource.
 //!
 //! Nothing here makes a system call.
 
@@ -30,7 +31,7 @@ use serde_json::{Map, Value};
 
 use crate::directory::FileId;
 use crate::fit::{Fit, Fitted, Key, Keys, fit_map, list_of};
-use crate::request::{ByteRange, Mode, OwnerId};
+use crate::request::{ByteRange, Mode};
 use crate::resource::Origin;
 
 /// The version of what stands under our key.
@@ -75,52 +76,6 @@ impl Document {
     /// The resources, if there is a list of them.
     pub(crate) fn resources(&self) -> Option<&[Fitted<ResourceState>]> {
         self.0.resources.as_deref()
-    }
-}
-
-/// A document says what libvirt's lock daemon cannot hold: its owners are pids.
-#[derive(Debug, thiserror::Error)]
-#[error("{name:?} is held by owner {owner}, and libvirt's owners are pids of 32 bits")]
-#[non_exhaustive]
-pub struct NotForLibvirt {
-    /// The resource.
-    pub name: OsString,
-    /// The owner that is too large.
-    pub owner: OwnerId,
-}
-
-impl Document {
-    /// Looks whether libvirt's lock daemon can take this over as it is. It would cut an owner that
-    /// is too large for its `pid_t` silently, and then take it for another one.
-    ///
-    /// # Errors
-    /// [`NotForLibvirt`] names the first such owner.
-    ///
-    /// ```
-    /// use lockspace::snapshot::Document;
-    ///
-    /// let document = r#"{ "resources": [{ "name": "a", "owners": [4711, 4294967296] }] }"#;
-    /// let document: Document = serde_json::from_str(document)?;
-    /// let error = document.for_libvirt().unwrap_err();
-    /// assert_eq!((&*error.name, error.owner.get()), ("a".as_ref(), 1 << 32));
-    /// # Ok::<(), serde_json::Error>(())
-    /// ```
-    pub fn for_libvirt(&self) -> Result<&Self, NotForLibvirt> {
-        for entry in self.resources().into_iter().flatten() {
-            let large = |id: &u64| i32::try_from(*id).is_err();
-            let large = match entry {
-                Fitted::Fits(state) => state.owners.iter().copied().find(large),
-                Fitted::Odd(tree) => {
-                    let owners = tree.get("owners").and_then(Value::as_array);
-                    owners.into_iter().flatten().filter_map(Value::as_u64).find(large)
-                }
-            };
-            if let Some(owner) = large.map(OwnerId::new) {
-                let name = entry.name().unwrap_or_default();
-                return Err(NotForLibvirt { name: name.into(), owner });
-            }
-        }
-        Ok(self)
     }
 }
 
@@ -241,10 +196,26 @@ fit_map!(ResourceState {
 });
 
 impl Fitted<ResourceState> {
-    pub(crate) fn name(&self) -> Option<&str> {
+    /// The exact name, if that can be read, or the legible one.
+    pub(crate) fn name(&self) -> Option<OsString> {
+        let (name, hex) = match self {
+            Self::Fits(state) => (&*state.name, state.hex()),
+            Self::Odd(tree) => {
+                let hex = tree.get("lockspace").and_then(|more| more.get("hex"));
+                (tree.get("name")?.as_str()?, hex.and_then(Value::as_str))
+            }
+        };
+        Some(exact(name, hex).unwrap_or(Cow::Borrowed(name.as_ref())).into_owned())
+    }
+
+    /// The whole; `Err` says what does not fit.
+    pub(crate) fn state(&self) -> Result<Cow<'_, ResourceState>, String> {
         match self {
-            Self::Fits(state) => Some(&state.name),
-            Self::Odd(tree) => tree.get("name")?.as_str(),
+            Self::Fits(state) => Ok(Cow::Borrowed(state)),
+            Self::Odd(tree) => {
+                let state = ResourceState::deserialize(tree);
+                state.map(Cow::Owned).map_err(|error| error.to_string())
+            }
         }
     }
 
@@ -383,11 +354,14 @@ pub(crate) struct Wanted<'a> {
 }
 
 impl ResourceState {
+    fn hex(&self) -> Option<&str> {
+        self.lockspace.as_ref()?.hex.as_deref()
+    }
+
     /// `Err` says what of it makes no sense.
     pub(crate) fn wanted(&self) -> Result<Wanted<'_>, &'static str> {
         let more = self.lockspace.as_ref();
-        let hex = more.and_then(|more| more.hex.as_deref());
-        let name = exact(&self.name, hex).ok_or("its hex is none")?;
+        let name = exact(&self.name, self.hex()).ok_or("its hex is none")?;
         let auto_created = self.flags & AUTO_CREATED != 0;
         let origin = match more {
             Some(more) => more.origin.into(),

@@ -67,7 +67,8 @@
 //! a lock is to be left to other processes, and `helper.rs` makes the system calls that could hang
 //! past a deadline; threads sleep by `sleepers.rs`. `lease.rs` is the way back. `holder.rs`
 //! asks the kernel, by way of `lock_table.rs`, who is in the way. `snapshot.rs`, `document.rs` and
-//! `restore.rs` carry holds through an exec; `fit.rs` reads documents that may be odd, and
+//! `restore.rs` carry holds through an exec; `libvirt.rs` says whether libvirt's lock daemon may be
+//! given a document, `fit.rs` reads documents that may be odd, and
 //! `listing.rs` a directory at once. `kernel/` has the `unsafe` code, all but what is `restore`'s
 //! contract.
 //!
@@ -205,6 +206,8 @@ mod helper;
 mod holder;
 mod kernel;
 mod lease;
+#[cfg(feature = "snapshot")]
+mod libvirt;
 #[cfg(feature = "snapshot")]
 mod listing;
 mod lock_file;

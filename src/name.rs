@@ -193,7 +193,7 @@ impl Place {
 }
 
 /// What no naming allows: such a name could never be written where C strings are.
-fn check(text: &OsStr) -> Result<(), BadRequest> {
+pub(crate) fn check(text: &OsStr) -> Result<(), BadRequest> {
     match text.as_bytes() {
         [] => Err(BadRequest::Empty),
         bytes if bytes.len() > LONGEST_NAME => Err(BadRequest::TooLong { max: LONGEST_NAME }),
@@ -203,7 +203,7 @@ fn check(text: &OsStr) -> Result<(), BadRequest> {
 }
 
 /// What a name that is a file name cannot be.
-fn check_component(text: &OsStr) -> Result<(), BadRequest> {
+pub(crate) fn check_component(text: &OsStr) -> Result<(), BadRequest> {
     match text.as_bytes() {
         bytes if bytes.len() > LONGEST_COMPONENT => {
             Err(BadRequest::TooLong { max: LONGEST_COMPONENT })
@@ -310,6 +310,17 @@ impl Name {
             }
             Way::Path => to(&Leads::To(join([&self.text, &[]], &mut room, &mut more))),
             Way::Opened(_) | Way::Nowhere => to(&Leads::Nowhere),
+        }
+    }
+
+    /// The name by which libvirt's clients know the resource, if that is not the name itself: the
+    /// SHA-256 of it.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn sent_to_libvirt(&self) -> Option<String> {
+        match &self.way {
+            #[cfg(feature = "sha256")]
+            Way::In(Scheme::Sha256, _) => Some(hex::encode(sha2::Sha256::digest(&self.text))),
+            _ => None,
         }
     }
 

@@ -404,7 +404,7 @@ impl Prover {
                 Err(why) => self.bad.push(RestoreError {
                     document: index,
                     entry: Some(at),
-                    name: entry.name().map(OsString::from),
+                    name: entry.name(),
                     fd: entry.fd(),
                     why,
                 }),
@@ -421,15 +421,7 @@ impl Prover {
         space: &Proven,
         entry: &Fitted<ResourceState>,
     ) -> Result<ProvenEntry, BadEntry> {
-        let read;
-        let state = match entry {
-            Fitted::Fits(state) => state,
-            Fitted::Odd(tree) => {
-                let state = ResourceState::deserialize(tree);
-                read = state.map_err(|error| BadEntry::Malformed(error.to_string()))?;
-                &read
-            }
-        };
+        let state = entry.state().map_err(BadEntry::Malformed)?;
         if state.flags & !(SHARED | AUTO_CREATED) != 0 {
             return Err(BadEntry::Flags(state.flags));
         }

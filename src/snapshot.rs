@@ -47,13 +47,15 @@
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{Mode as FileMode, OFlags};
 
-pub use crate::document::{Document, NotForLibvirt};
+pub use crate::document::Document;
+pub use crate::libvirt::{LibvirtLimit, NotForLibvirt};
 pub use crate::restore::{BadEntry, RestoreError, restore, restore_what_verifies};
 
 use crate::directory::FileId;
@@ -268,7 +270,10 @@ fn document_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> Document {
 }
 
 fn resource_state(name: &Name, hold: &Hold) -> ResourceState {
-    let (text, hex) = legible(name.text());
+    let (text, hex) = match name.sent_to_libvirt() {
+        Some(hash) => (hash, Some(hex::encode(name.text().as_bytes()))),
+        None => legible(name.text()),
+    };
     let (path, _) = legible(name.path().as_os_str());
     let owners = hold.owners.counts().into_iter();
     let owners = owners.flat_map(|(id, count)| std::iter::repeat_n(id.get(), count as usize));

@@ -8,6 +8,7 @@ mod common {
 }
 
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use common::process::{
     unshare_mounts,
 };
 use common::state::{
-    Picture, at, closes_on_exec, disown, is_good_state, leave_behind, numbers_in, restore,
+    Picture, at, closes_on_exec, disown, is_good_state, leave_behind, name_of, numbers_in, restore,
     restore_what_verifies,
 };
 use lockspace::snapshot::{BadEntry, Document, RestoreError};
@@ -153,8 +154,9 @@ impl World {
 fn assert_names(error: &RestoreError, documents: &Value, document: usize, entry: Option<usize>) {
     assert_eq!((error.document, error.entry), (document, entry), "{error}");
     let place = entry.map(|entry| &documents[document]["resources"][entry]);
-    let name = place.and_then(|entry| entry["name"].as_str());
-    assert_eq!(error.name.as_deref(), name.map(|name| name.as_ref()), "{error}");
+    let legible = |entry: &Value| Some(entry["name"].as_str()?.as_bytes().to_vec());
+    let name = place.and_then(|entry| name_of(entry).or_else(|| legible(entry)));
+    assert_eq!(error.name.as_ref().map(|name| name.as_bytes()), name.as_deref(), "{error}");
     assert_eq!(error.fd, place.and_then(|entry| entry["fd"].as_i64()), "{error}");
     let text = error.to_string();
     assert!(text.starts_with(&format!("document {document}")), "{text}");

@@ -10,9 +10,12 @@ mod common {
 }
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,8 +26,10 @@ use common::forked::{fork, is_free_for_others};
 use common::interop::{require_tool, skip_or_fail};
 use common::process::{held, in_child, is_root, ofd_lock, record_lock, unshare_mounts};
 use common::state::{Picture, put_at, restore};
-use lockspace::snapshot::{BadEntry, Snapshot};
-use lockspace::{LockSpace, Mode, Naming, Origin, OwnerId, Request, Wait};
+use lockspace::snapshot::{BadEntry, Document, LibvirtLimit, Snapshot};
+use lockspace::{
+    BadRequest, ByteRange, LockSpace, Mode, Naming, Origin, OwnerId, Request, Target, Wait,
+};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use serde_json::{Value, json};
 
@@ -214,9 +219,29 @@ fn is_restored(mut documents: Value, dir: &Path) {
         }
         assert_eq!(Some(space.stale_retries()), document["lockspace"]["staleRetries"].as_u64());
     }
-    // What this version writes of it is what stood there.
+    // What this version writes of it is what stood there, but for the names that libvirt knows by
+    // their SHA-256.
+    #[cfg(feature = "sha256")]
+    for document in documents.as_array_mut().unwrap() {
+        if document["lockspace"]["naming"] == "sha256" {
+            document["resources"].as_array_mut().unwrap().iter_mut().for_each(hash_the_name);
+        }
+    }
     let snapshot = Snapshot::take(&spaces).unwrap();
     assert_eq!(json!(snapshot.documents()), documents);
+}
+
+/// As this version writes it.
+#[cfg(feature = "sha256")]
+fn hash_the_name(entry: &mut Value) {
+    let name = entry["name"].as_str().unwrap();
+    if entry["lockspace"].get("hex").is_none() {
+        let hex: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let file = Path::new(entry["path"].as_str().unwrap()).file_name().unwrap();
+        let file = file.to_str().unwrap().to_owned();
+        entry["lockspace"]["hex"] = hex.into();
+        entry["name"] = file.into();
+    }
 }
 
 /// How `state-v1.json` was written; `cargo test -- --ignored` writes it anew, for a new version
@@ -286,17 +311,39 @@ fn daemon_document(sockets: [i32; 2], default: Value, others: Value) -> Value {
 /// An owner, as a pid that no process has.
 const CLIENT: u32 = 99_999_999;
 
+/// The daemon, if it is here and may have a `/run` of its own.
+fn real_virtlockd() -> Option<PathBuf> {
+    let virtlockd = require_tool("virtlockd")?;
+    if !is_root() {
+        skip_or_fail("virtlockd", "only root may give it a /run of its own");
+        return None;
+    }
+    Some(virtlockd)
+}
+
+fn keep(space: &LockSpace, owner: u32, request: Request<'_>) {
+    space.acquire(owner.into(), request, Wait::NO).unwrap().keep();
+}
+
 #[test]
 fn a_real_virtlockd_holds_what_we_held() {
-    let Some(virtlockd) = require_tool("virtlockd") else { return };
-    if !is_root() {
-        return skip_or_fail("virtlockd", "only root may give it a /run of its own");
-    }
+    let Some(virtlockd) = real_virtlockd() else { return };
     let dir = tempfile::tempdir().unwrap();
     let [a, shared, made] = ["a.raw", "shared.raw", "locks/made"].map(|name| dir.path().join(name));
     fs::write(&a, "precious").unwrap();
     fs::write(&shared, "").unwrap();
-    let daemon = fork(|| become_virtlockd(&virtlockd, dir.path(), [&a, &shared]));
+    let daemon = fork(|| {
+        let direct = LockSpace::open(Naming::direct()).unwrap();
+        keep(&direct, CLIENT, Request::exclusive(&*a));
+        for owner in [CLIENT, CLIENT + 1, CLIENT] {
+            keep(&direct, owner, Request::shared(&*shared));
+        }
+        let locks = LockSpace::open(Naming::verbatim(dir.path().join("locks"))).unwrap();
+        keep(&locks, CLIENT, Request::exclusive("made").auto_create());
+        become_virtlockd(&virtlockd, &[direct, locks], |snapshot| {
+            snapshot.documents().iter().map(|state| json!(state.for_libvirt().unwrap())).collect()
+        })
+    });
     let run = PathBuf::from(format!("/proc/{}/root/run", daemon.pid()));
 
     // It serves its socket, which was ours, once it has read everything.
@@ -327,28 +374,312 @@ fn a_real_virtlockd_holds_what_we_held() {
     assert!(is_free_for_others(&shared));
 }
 
+/// In a `file_lockspace_dir`, libvirt's clients send the SHA-256 of a disk's path.
+#[cfg(feature = "sha256")]
 #[test]
-fn owners_that_libvirt_would_cut_are_refused_by_name() {
-    let space = LockSpace::open(Naming::in_memory()).unwrap();
-    let last = OwnerId::new(i32::MAX.unsigned_abs().into());
-    for owner in [OwnerId::new(0), last] {
-        space.acquire(owner, Request::shared("a"), Wait::NO).unwrap().keep();
+fn a_real_virtlockd_knows_the_names_of_a_sha256_space() {
+    const DISK: &str = "/var/lib/images/a.qcow2";
+    // By sha256sum.
+    const HASH: &str = "c294c881d15385b999870f80674c107a616a0379ede84fe32abec903fb314642";
+    let Some(virtlockd) = real_virtlockd() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let locks = dir.path().join("locks");
+    // A name that is not UTF-8, since only its hash is told.
+    let odd = OsStr::from_bytes(b"/img/\xff");
+    let daemon = fork(|| {
+        let space = LockSpace::open(Naming::sha256(&locks)).unwrap();
+        keep(&space, CLIENT, Request::exclusive(DISK).auto_create());
+        keep(&space, CLIENT, Request::exclusive(odd).auto_create());
+        keep(&space, CLIENT, Request::shared("/img/base").auto_create());
+        let direct = LockSpace::open(Naming::direct()).unwrap();
+        become_virtlockd(&virtlockd, &[direct, space], |snapshot| {
+            snapshot.documents().iter().map(|state| json!(state.for_libvirt().unwrap())).collect()
+        })
+    });
+    let run = PathBuf::from(format!("/proc/{}/root/run", daemon.pid()));
+    let mut client = Client::connect(&run.join("libvirt/virtlockd-sock"));
+    client.register(CLIENT);
+    let files = || fs::read_dir(&locks).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(files().count(), 3);
+    let path = locks.to_str().unwrap();
+    assert!(!client.release(path, Path::new(DISK)), "not by the name itself");
+    assert!(client.release(path, Path::new(HASH)));
+    let left: Vec<_> = files().collect();
+    assert!(left.len() == 2 && !left.contains(&HASH.into()), "{left:?}");
+    for name in left {
+        let shared = held(&locks.join(&name)) == Some(Mode::Shared);
+        assert!(!is_free_for_others(&locks.join(&name)));
+        assert!(client.release(path, Path::new(&name)));
+        assert!(!shared || is_free_for_others(&locks.join(&name)));
+        // The record lock, by which it would see that nobody else shares it, our lock refuses.
+        assert_eq!(locks.join(&name).exists(), shared);
     }
-    let snapshot = Snapshot::take([&space]).unwrap();
-    assert_eq!(snapshot.documents()[0].for_libvirt().unwrap(), &snapshot.documents()[0]);
-    drop(snapshot);
-    for owner in [1 << 31, 1 << 32, (1 << 32) + 4711, u64::MAX].map(OwnerId::new) {
-        let lease = space.acquire(owner, Request::shared("b"), Wait::NO).unwrap();
-        let snapshot = Snapshot::take([&space]).unwrap();
-        let error = snapshot.documents()[0].for_libvirt().unwrap_err();
-        assert_eq!((&*error.name, error.owner), ("b".as_ref(), owner));
-        assert!(error.to_string().contains(&owner.to_string()));
-        drop((snapshot, lease));
+    daemon.kill();
+}
+
+/// What is refused is refused for a reason: the daemon ends at it, and every lock is gone.
+#[test]
+fn a_real_virtlockd_ends_at_what_is_refused() {
+    let Some(virtlockd) = real_virtlockd() else { return };
+    for case in ["nothing is wrong", "in memory", "twice", "of no number", "too long"] {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("a.raw");
+        fs::write(&image, "precious").unwrap();
+        let executed = dir.path().join("executed");
+        let daemon = fork(|| {
+            let memory = LockSpace::open(Naming::in_memory()).unwrap();
+            if case == "in memory" {
+                keep(&memory, CLIENT, Request::exclusive("/img/a"));
+            }
+            let direct = LockSpace::open(Naming::direct()).unwrap();
+            keep(&direct, CLIENT, Request::exclusive(&*image));
+            become_virtlockd(&virtlockd, &[direct, memory], |snapshot| {
+                let mut states = json!(snapshot.documents());
+                let entries = states[0]["resources"].as_array_mut().unwrap();
+                match case {
+                    "twice" => entries.push(entries[0].clone()),
+                    "of no number" => entries[0]["fd"] = (1_i64 << 31).into(),
+                    "too long" => entries[0]["owners"] = vec![CLIENT; 1_200_000].into(),
+                    _ => {}
+                }
+                if case == "too long" {
+                    entries[0]["flags"] = 1.into();
+                }
+                let states: Vec<Document> = serde_json::from_value(states).unwrap();
+                let good = states.iter().all(|state| state.for_libvirt().is_ok());
+                assert_eq!(good, case == "nothing is wrong");
+                fs::write(&executed, "").unwrap();
+                states.into_iter().map(|state| json!(state)).collect()
+            })
+        });
+        if case == "nothing is wrong" {
+            let run = PathBuf::from(format!("/proc/{}/root/run", daemon.pid()));
+            Client::connect(&run.join("libvirt/virtlockd-sock")).register(CLIENT);
+            assert!(!is_free_for_others(&image));
+            daemon.kill();
+            continue;
+        }
+        assert_ne!(daemon.join_code(), 0, "{case}");
+        assert!(executed.exists(), "it was the daemon that failed");
+        assert!(is_free_for_others(&image), "{case}");
     }
 }
 
-/// Executes the daemon with a state of ours. Never returns.
-fn become_virtlockd(program: &Path, dir: &Path, [a, shared]: [&Path; 2]) {
+// --- What it must not be given.
+
+/// Why the document of this space is not for libvirt, and of which resource.
+fn refusal_of(space: &LockSpace) -> (Option<OsString>, LibvirtLimit) {
+    let snapshot = Snapshot::take([space]).unwrap();
+    let error = snapshot.documents()[0].for_libvirt().expect_err("it is taken");
+    let named = error.name.as_ref().map_or("the document".to_owned(), |name| format!("{name:?}"));
+    assert!(error.to_string().contains(&named), "{error}");
+    assert!(error.to_string().contains(&error.why.to_string()), "{error}");
+    assert_eq!(error.name.is_some(), error.entry.is_some());
+    (error.name, error.why)
+}
+
+fn is_for_libvirt(space: &LockSpace) {
+    let snapshot = Snapshot::take([space]).unwrap();
+    let document = &snapshot.documents()[0];
+    assert_eq!(document.for_libvirt().unwrap(), document);
+}
+
+macro_rules! assert_refused {
+    ($space:expr, $name:expr, $why:pat $(if $when:expr)?) => {
+        let name: Option<&OsStr> = $name;
+        let (named, why) = refusal_of($space);
+        assert_eq!(named.as_deref(), name, "{why}");
+        assert!(matches!(why, $why $(if $when)?), "{why}");
+    };
+}
+
+#[test]
+fn owners_that_libvirt_would_cut_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    let last = OwnerId::new(i32::MAX.unsigned_abs().into());
+    for owner in [OwnerId::new(1), last] {
+        space.acquire(owner, Request::shared("a").auto_create(), Wait::NO).unwrap().keep();
+    }
+    is_for_libvirt(&space);
+    for owner in [0, 1 << 31, 1 << 32, (1 << 32) + 4711, u64::MAX].map(OwnerId::new) {
+        let request = Request::shared("b").auto_create();
+        let lease = space.acquire(owner, request, Wait::NO).unwrap();
+        assert_refused!(&space, Some("b".as_ref()), LibvirtLimit::Owner(id) if id == owner);
+        drop(lease);
+    }
+    is_for_libvirt(&space);
+}
+
+#[test]
+fn a_hold_in_memory_is_refused_by_name() {
+    for name in ["a", "/img/a"] {
+        let space = LockSpace::open(Naming::in_memory()).unwrap();
+        is_for_libvirt(&space);
+        keep(&space, CLIENT, Request::shared(name));
+        assert_refused!(&space, Some(name.as_ref()), LibvirtLimit::InMemory);
+    }
+}
+
+#[test]
+fn what_is_not_utf_8_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = OsStr::from_bytes(b"a\xff");
+    let space = LockSpace::open(Naming::verbatim(dir.path().join("locks"))).unwrap();
+    // A stranger's, whose name is as the other is written.
+    keep(&space, CLIENT, Request::exclusive("a\u{fffd}").auto_create());
+    is_for_libvirt(&space);
+    keep(&space, CLIENT, Request::exclusive(odd).auto_create());
+    assert_refused!(&space, Some(odd), LibvirtLimit::NotUtf8);
+
+    let image = dir.path().join(odd);
+    fs::write(&image, "").unwrap();
+    let direct = LockSpace::open(Naming::direct()).unwrap();
+    keep(&direct, CLIENT, Request::exclusive(&*image));
+    assert_refused!(&direct, Some(image.as_os_str()), LibvirtLimit::NotUtf8);
+
+    // Also with nothing in it yet: the daemon would believe in another directory.
+    let space =
+        LockSpace::open(Naming::verbatim(dir.path().join(OsStr::from_bytes(b"\xff")))).unwrap();
+    assert_refused!(&space, None, LibvirtLimit::Directory);
+    keep(&space, CLIENT, Request::exclusive("a").auto_create());
+    assert_refused!(&space, None, LibvirtLimit::Directory);
+}
+
+#[test]
+fn names_that_are_not_where_libvirt_looks_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    fs::write(&image, "").unwrap();
+    let md5 = LockSpace::open(Naming::md5(dir.path().join("md5"))).unwrap();
+    keep(&md5, CLIENT, Request::exclusive("a").auto_create());
+    assert_refused!(&md5, Some("a".as_ref()), LibvirtLimit::Path);
+
+    let open = common::forked::open(&image);
+    for naming in
+        [Naming::direct(), Naming::verbatim(dir.path().join("locks")), Naming::in_memory()]
+    {
+        let space = LockSpace::open(naming).unwrap();
+        let name = "/disk";
+        let request = Request::exclusive(Target::opened(name, &open));
+        let lease = space.acquire(CLIENT.into(), request, Wait::NO).unwrap();
+        let (named, why) = refusal_of(&space);
+        assert_eq!(named.as_deref(), Some(name.as_ref()));
+        let of_no_file = LibvirtLimit::Entry(BadEntry::Name(BadRequest::NotOneComponent));
+        let whys = [LibvirtLimit::Path.to_string(), of_no_file.to_string()];
+        assert!(whys.contains(&why.to_string()), "{why}");
+        lease.release().unwrap();
+    }
+    // The file's own path is what its clients ask for.
+    let direct = LockSpace::open(Naming::direct()).unwrap();
+    keep(&direct, CLIENT, Request::exclusive(Target::opened(&image, &open)));
+    is_for_libvirt(&direct);
+}
+
+#[test]
+fn locks_beside_libvirts_byte_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    let range = |start, len| ByteRange::new(start, NonZeroU64::new(len).unwrap()).unwrap();
+    for wide in [ByteRange::FIRST, ByteRange::WHOLE_FILE, range(0, 200)] {
+        let request = Request::exclusive("wide").auto_create().range(wide);
+        let lease = space.acquire(CLIENT.into(), request, Wait::NO).unwrap();
+        is_for_libvirt(&space);
+        lease.release().unwrap();
+    }
+    let beside = range(100, 4);
+    keep(&space, CLIENT, Request::exclusive("beside").auto_create().range(beside));
+    assert_refused!(&space, Some("beside".as_ref()), LibvirtLimit::Range(range) if range == beside);
+}
+
+/// Documents that no snapshot writes.
+#[test]
+fn what_the_daemon_would_misread_is_refused_by_name() {
+    let good = json!({ "directory": "/locks", "resources": [
+        { "name": "a", "path": "/locks/a", "fd": 14, "lockHeld": true, "flags": 2, "owners": [7] },
+        { "name": "b", "path": "/locks/b", "fd": 15, "lockHeld": true, "flags": 1, "owners": [7, 7] },
+    ] });
+    let why = |edit: &dyn Fn(&mut Value)| {
+        let mut document = good.clone();
+        edit(&mut document);
+        let document: Document = serde_json::from_value(document).unwrap();
+        document.for_libvirt().map(|_| ()).map_err(|error| error.why)
+    };
+    assert!(why(&|_| {}).is_ok());
+    assert!(why(&|d| d["later"] = 1.into()).is_ok());
+    assert!(why(&|d| d["resources"] = json!([])).is_ok());
+    macro_rules! refused {
+        ($key:literal = $value:tt, $why:pat) => {
+            let edited = why(&|d| d["resources"][1][$key] = json!($value));
+            assert!(matches!(edited, Err($why)), "{} {}: {edited:?}", $key, json!($value));
+        };
+    }
+    use LibvirtLimit::Entry;
+    refused!("fd" = (-1), LibvirtLimit::InMemory);
+    refused!("fd" = (-2), Entry(BadEntry::Number));
+    refused!("fd" = 2, Entry(BadEntry::Number));
+    refused!("fd" = 0x8000_0000_u32, Entry(BadEntry::Number));
+    refused!("fd" = "15", Entry(BadEntry::Malformed(_)));
+    refused!("fd" = 14, Entry(BadEntry::DuplicateDescriptor));
+    refused!("lockHeld" = false, Entry(BadEntry::Unlocked));
+    refused!("flags" = 4, Entry(BadEntry::Flags(4)));
+    refused!("flags" = 0, Entry(BadEntry::ExclusiveOwners(2)));
+    refused!("owners" = [], Entry(BadEntry::NoOwner));
+    refused!("owners" = [7, -1], Entry(BadEntry::Malformed(_)));
+    refused!("owners" = [7, 0], LibvirtLimit::Owner(_));
+    refused!("path" = "/locks/a", LibvirtLimit::Path);
+    refused!("path" = "b", LibvirtLimit::Path);
+    refused!("path" = "/locksb", LibvirtLimit::Path);
+    refused!("path" = "/locks/b\0", LibvirtLimit::Path);
+    refused!("path" = null, Entry(BadEntry::Malformed(_)));
+    for (name, path) in
+        [("../b", "/locks/../b"), ("..", "/locks/.."), ("", "/locks/"), ("b\0", "/locks/b\0")]
+    {
+        let edited = why(&|d| {
+            d["resources"][1]["name"] = name.into();
+            d["resources"][1]["path"] = path.into();
+        });
+        assert!(matches!(edited, Err(Entry(BadEntry::Name(_)))), "{name}: {edited:?}");
+    }
+    let twice = why(&|d| {
+        d["resources"][1]["name"] = "a".into();
+        d["resources"][1]["path"] = "/locks/a".into();
+    });
+    assert!(matches!(twice, Err(Entry(BadEntry::DuplicateName))), "{twice:?}");
+    for directory in [json!("locks"), json!(""), json!(7), json!(null), json!("/locks\0")] {
+        let edited = why(&|d| d["directory"] = directory.clone());
+        assert!(matches!(edited, Err(LibvirtLimit::Directory)), "{directory}: {edited:?}");
+    }
+    // Without one, names are paths, and to unlink one would be to unlink an image.
+    let direct = |name: &str, flags: u64| {
+        why(&|d| {
+            d.as_object_mut().unwrap().remove("directory");
+            let entry = json!({ "name": name, "path": name, "fd": 14, "lockHeld": true,
+                "flags": flags, "owners": [7] });
+            d["resources"] = json!([entry]);
+        })
+    };
+    assert!(direct("/img/a", 0).is_ok());
+    assert!(matches!(direct("/img/a", 2), Err(Entry(BadEntry::Malformed(_)))));
+    assert!(matches!(direct("img/a", 0), Err(Entry(BadEntry::Name(BadRequest::Relative)))));
+    for odd in [json!(null), json!({}), json!([[]]), json!([null])] {
+        let edited = why(&|d| d["resources"] = odd.clone());
+        assert!(matches!(edited, Err(Entry(BadEntry::Malformed(_)))), "{odd}: {edited:?}");
+    }
+    assert!(matches!(why(&|d| *d = json!([])), Err(Entry(BadEntry::Malformed(_)))));
+    let later = why(&|d| d["lockspace"] = json!({ "version": 2 }));
+    assert!(matches!(later, Err(Entry(BadEntry::Version(2)))), "{later:?}");
+    let long = why(&|d| d["resources"][1]["owners"] = vec![1_000_000_000; 1 << 20].into());
+    assert!(matches!(long, Err(LibvirtLimit::TooLong(len)) if len > 10 << 20), "{long:?}");
+}
+
+/// Executes the daemon with a state of ours, which `documents` makes: the default space's first,
+/// then those of the others. Never returns.
+fn become_virtlockd(
+    program: &Path,
+    spaces: &[LockSpace],
+    documents: impl FnOnce(&Snapshot) -> Vec<Value>,
+) {
     // A /run that nobody else sees.
     unshare_mounts().unwrap();
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -360,22 +691,10 @@ fn become_virtlockd(program: &Path, dir: &Path, [a, shared]: [&Path; 2]) {
     for socket in &sockets {
         rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::empty()).unwrap();
     }
-    let (client, other) = (OwnerId::from(CLIENT), OwnerId::from(CLIENT + 1));
-    let take = |space: &LockSpace, owner, request| {
-        space.acquire(owner, request, Wait::NO).unwrap().keep();
-    };
-    let direct = LockSpace::open(Naming::direct()).unwrap();
-    take(&direct, client, Request::exclusive(a));
-    for owner in [client, other, client] {
-        take(&direct, owner, Request::shared(shared));
-    }
-    let locks = LockSpace::open(Naming::verbatim(dir.join("locks"))).unwrap();
-    take(&locks, client, Request::exclusive("made").auto_create());
-
-    let snapshot = Snapshot::take([&direct, &locks]).unwrap();
-    let numbers = sockets.each_ref().map(AsRawFd::as_raw_fd);
-    let [default, other] = [0, 1].map(|index| json!(snapshot.documents()[index]));
-    let state = daemon_document(numbers, default, json!([other]));
+    let snapshot = Snapshot::take(spaces).unwrap();
+    let mut states = documents(&snapshot).into_iter();
+    let (default, others) = (states.next().unwrap(), states.collect());
+    let state = daemon_document(sockets.each_ref().map(AsRawFd::as_raw_fd), default, others);
     fs::write("/run/virtlockd-restart-exec.json", state.to_string()).unwrap();
     panic!("{}", snapshot.exec(&mut Command::new(program)));
 }

@@ -241,7 +241,7 @@ fn is_good_entry(
 }
 
 /// The name's bytes.
-fn name_of(entry: &Value) -> Option<Vec<u8>> {
+pub(crate) fn name_of(entry: &Value) -> Option<Vec<u8>> {
     let legible = entry["name"].as_str()?.as_bytes().to_vec();
     match &entry["lockspace"]["hex"] {
         Value::Null => Some(legible),
