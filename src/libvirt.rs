@@ -108,7 +108,9 @@ impl Document {
     /// with one are its `lockspaces`, each directory once. The whole must not be longer than 10 MiB.
     /// The daemon's clients look for a resource by its path there, or by the SHA-256 of that in a
     /// `file_lockspace_dir`, which is how a space of `Naming::sha256` is written down. The lock file
-    /// of a shared hold stays behind when the daemon releases it.
+    /// of a shared hold stays behind when the daemon releases it. The daemon releases by closing its
+    /// descriptor: where another process shares that, as one that was forked meanwhile or was given it
+    /// as [`Target::opened`](crate::Target::opened), the lock lasts until that closes it too.
     ///
     /// # Errors
     /// [`NotForLibvirt`] names the first resource that is nothing for it.
