@@ -473,7 +473,7 @@ fn deadline(bench: &Bench) {
         let wait_for = |path: &Path, until| {
             let request = Request::exclusive(path);
             let refused = space.acquire(OwnerId::new(1), request, Wait::until(until));
-            assert!(matches!(refused, Err(AcquireError::Stuck { .. })), "{refused:?}");
+            assert!(matches!(refused, Err(AcquireError::Unresponsive { .. })), "{refused:?}");
         };
         late("an open that hangs, a new file each time", &|number, until| {
             wait_for(&hung.path().join(format!("{number}")), until);

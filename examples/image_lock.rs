@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lockspace::{
-    AcquireError, By, Leases, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait,
+    AcquireError, HeldBy, Leases, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait,
 };
 
 const USAGE: &str = "\
@@ -130,7 +130,7 @@ fn tell_who_holds(space: &LockSpace, images: &[PathBuf], waiting: &mpsc::Receive
             // A look at one moment: it may be free by now, or not to be seen.
             let holders = space.holders(Target::image(image)).unwrap_or_default();
             // What this program has itself it has for a moment, while it tries all at once.
-            for holder in holders.iter().filter(|holder| !matches!(holder.by, By::Owners(_))) {
+            for holder in holders.iter().filter(|holder| !matches!(holder.by, HeldBy::Owners(_))) {
                 eprintln!("waiting, {:.0?}: {} is held by {holder}", began.elapsed(), shown(image));
             }
         }

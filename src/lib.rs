@@ -153,7 +153,7 @@
 //!
 //! In a directory of one user's own, which nobody sweeps: whoever can write there, or removes old
 //! files as cleaners of `/tmp` do, can make every lock worthless. A directory that is moved or
-//! replaced is found out by the next acquire ([`AcquireError::Moved`]).
+//! replaced is found out by the next acquire ([`AcquireError::DirectoryReplaced`]).
 //!
 //! ## QEMU
 //!
@@ -171,7 +171,7 @@
 //! A lock through an overlay does not exclude one on the upper file beneath it. Network file
 //! systems are not tested; whether other hosts know of a lock is decided by the mount, and
 //! [`holders_of`] sees this host alone. Containers exclude each other where they see the same
-//! file. Holders in another pid namespace may be [unknown](By::Unknown), and record locks of
+//! file. Holders in another pid namespace may be [unknown](HeldBy::Unknown), and record locks of
 //! another one are not listed.
 //!
 //! # Async code
@@ -196,48 +196,25 @@ compile_error!(
 );
 
 mod acquire;
-mod directory;
-#[cfg(feature = "snapshot")]
-mod document;
+mod api;
+mod core;
+mod engine;
 mod error;
 #[cfg(feature = "snapshot")]
-mod fit;
-mod helper;
-mod holder;
-mod kernel;
-mod lease;
-#[cfg(feature = "snapshot")]
-mod libvirt;
-#[cfg(feature = "snapshot")]
-mod listing;
-mod lock_file;
-mod lock_table;
-mod mounts;
-mod name;
-mod process;
-mod request;
-mod resource;
-mod resources;
-#[cfg(feature = "snapshot")]
-mod restore;
-mod sleepers;
-#[cfg(feature = "snapshot")]
 pub mod snapshot;
-mod space;
-mod turns;
+mod sync;
+mod sys;
+mod table;
+mod types;
 mod wait;
-mod watch;
 
-pub use error::{
-    AcquireError, BadRequest, Busy, CreateError, DeleteError, IoError, OpenError, ReleaseError,
-    VerifyError,
+pub use api::{Lease, Leases};
+pub use core::{Builder, HeldResource, LockSpace, Released};
+pub use engine::{HeldBy, Holder, Kind, Process, holders_of};
+pub use error::{AcquireError, Busy, LockFileError, OpenError, ReleaseError, VerifyError};
+pub use types::{
+    ByteRange, InvalidRequest, IoError, Mode, Naming, Origin, OwnerId, Request, Target,
 };
-pub use holder::{By, Holder, Kind, Process, holders_of};
-pub use lease::{Lease, Leases};
-pub use name::{Naming, Target};
-pub use request::{ByteRange, Mode, OwnerId, Request};
-pub use resource::Origin;
-pub use space::{Builder, Held, LockSpace, Released};
 pub use wait::{Cancel, CancelOnDrop, Wait};
 
 /// Its programs compile.

@@ -17,8 +17,8 @@ use std::thread;
 use common::process::{held, held_at, in_child, is_root, unshare_mounts};
 use common::waits::{LONG, start};
 use lockspace::{
-    AcquireError, BadRequest, Busy, By, ByteRange, CreateError, DeleteError, Lease, LockSpace,
-    Mode, Naming, OwnerId, Request, Target, VerifyError, Wait,
+    AcquireError, Busy, ByteRange, HeldBy, InvalidRequest, Lease, LockFileError, LockSpace, Mode,
+    Naming, OwnerId, Request, Target, VerifyError, Wait,
 };
 use tempfile::TempDir;
 
@@ -78,9 +78,9 @@ fn busy(space: &LockSpace, owner: OwnerId, request: Request<'_>) -> Busy {
 }
 
 #[track_caller]
-fn bad(space: &LockSpace, request: Request<'_>) -> BadRequest {
+fn bad(space: &LockSpace, request: Request<'_>) -> InvalidRequest {
     match space.acquire(TWO, request, Wait::NO) {
-        Err(AcquireError::Bad { why, .. }) => why,
+        Err(AcquireError::Invalid { why, .. }) => why,
         other => panic!("not bad: {other:?}"),
     }
 }
@@ -189,7 +189,7 @@ fn refused_calls_do_not_weaken_what_is_held() {
                     busy(space, TWO, Request::new(mode, name).range(ByteRange::WHOLE_FILE));
                     busy(space, TWO, Request::new(mode, Target::opened("opened", &file)));
                 }
-                assert!(matches!(space.delete(name), Err(DeleteError::Busy(_))));
+                assert!(matches!(space.delete(name), Err(LockFileError::Busy(_))));
                 bad(space, Request::exclusive("relative"));
                 let missing = dir.path().join("missing");
                 space.acquire(TWO, Request::exclusive(&missing), Wait::NO).unwrap_err();
@@ -311,7 +311,7 @@ fn a_new_image_is_one_resource_before_and_after_it_is_made() {
                 refuses(new(other));
                 refuses(Request::exclusive(Target::image(other)).auto_create());
                 let holders = space.holders(Target::new_image(other)).unwrap();
-                assert_eq!(holders[0].by, By::Owners(vec![ONE]));
+                assert_eq!(holders[0].by, HeldBy::Owners(vec![ONE]));
                 assert_eq!(space.holders(Target::image(other)).unwrap(), holders);
             }
             lease.keep();
@@ -341,7 +341,7 @@ fn a_new_image_by_a_relative_path_is_the_same() {
         assert_eq!(granted(&space, ONE, request).name(), "/new.qcow2");
         fs::remove_dir(dir.path().join("real")).unwrap();
         let why = bad(&space, Request::exclusive(Target::new_image("new.qcow2")).auto_create());
-        assert_eq!(why, BadRequest::NoFolder { folder: ".".into() });
+        assert_eq!(why, InvalidRequest::NoFolder { folder: ".".into() });
     });
 }
 
@@ -376,7 +376,7 @@ fn a_new_image_that_two_requests_name_is_refused() {
         let requests = [&ways[0], &ways[1]]
             .map(|way| Request::exclusive(Target::new_image(way)).auto_create());
         match space.acquire_all(ONE, requests, wait) {
-            Err(AcquireError::Bad { why: BadRequest::Twice { .. }, .. }) => {}
+            Err(AcquireError::Invalid { why: InvalidRequest::Twice { .. }, .. }) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -396,7 +396,7 @@ fn in_a_direct_space_a_new_image_must_be_there() {
                 }
                 other => panic!("{other:?}"),
             }
-            assert_eq!(bad(&space, request().auto_create()), BadRequest::AutoCreateInDirect);
+            assert_eq!(bad(&space, request().auto_create()), InvalidRequest::AutoCreateInDirect);
             assert!(!resolved.exists());
             fs::write(&resolved, "content").unwrap();
             let lease = space.acquire(ONE, request(), wait.clone()).unwrap();
@@ -428,23 +428,23 @@ fn what_cannot_be_a_new_image_is_refused() {
         for end in ["/", "//", "/.", "/..", "/./", "/../"] {
             let mut way = ways[0].clone().into_os_string();
             way.push(end);
-            assert_eq!(why(way.as_ref()), BadRequest::NoFileName, "{way:?}");
+            assert_eq!(why(way.as_ref()), InvalidRequest::NoFileName, "{way:?}");
         }
         for way in ["/", ".", "..", "./", "../"] {
-            assert_eq!(why(way.as_ref()), BadRequest::NoFileName, "{way:?}");
+            assert_eq!(why(way.as_ref()), InvalidRequest::NoFileName, "{way:?}");
         }
-        assert_eq!(why("".as_ref()), BadRequest::Empty);
-        assert_eq!(why("/a\0b".as_ref()), BadRequest::Nul);
+        assert_eq!(why("".as_ref()), InvalidRequest::Empty);
+        assert_eq!(why("/a\0b".as_ref()), InvalidRequest::Nul);
         // Also where the file that it leads to could be made.
-        assert_eq!(why(&path("dangling")), BadRequest::DanglingSymlink);
-        assert_eq!(why(&path("twice")), BadRequest::DanglingSymlink);
+        assert_eq!(why(&path("dangling")), InvalidRequest::DanglingSymlink);
+        assert_eq!(why(&path("twice")), InvalidRequest::DanglingSymlink);
         let folder = path("nowhere");
-        assert_eq!(why(&folder.join("new")), BadRequest::NoFolder { folder });
-        assert!(matches!(why(&path("real")), BadRequest::NotAFile { kind: "a directory", .. }));
-        assert!(matches!(why(&path("link")), BadRequest::NotAFile { kind: "a directory", .. }));
+        assert_eq!(why(&folder.join("new")), InvalidRequest::NoFolder { folder });
+        assert!(matches!(why(&path("real")), InvalidRequest::NotAFile { kind: "a directory", .. }));
+        assert!(matches!(why(&path("link")), InvalidRequest::NotAFile { kind: "a directory", .. }));
         let hard = path("hard");
         let request = Request::exclusive(Target::new_image(&hard)).refuse_hard_links();
-        assert_eq!(bad(&space, request), BadRequest::HardLinks { links: 2 });
+        assert_eq!(bad(&space, request), InvalidRequest::HardLinks { links: 2 });
         for (way, call) in [("loop", "realpath"), ("a.qcow2/new", "lstat")] {
             let way = path(way);
             let request = Request::exclusive(Target::new_image(&way));
@@ -503,10 +503,10 @@ fn a_name_that_leads_out_of_the_directory_is_refused() {
         }
         for mode in BOTH {
             let request = Request::new(mode, "../x").auto_create();
-            assert_eq!(bad(&space, request), BadRequest::NotOneComponent);
+            assert_eq!(bad(&space, request), InvalidRequest::NotOneComponent);
         }
-        assert!(matches!(space.create("../x"), Err(CreateError::Bad { .. })));
-        assert!(matches!(space.delete("../x"), Err(DeleteError::Bad { .. })));
+        assert!(matches!(space.create("../x"), Err(LockFileError::Invalid { .. })));
+        assert!(matches!(space.delete("../x"), Err(LockFileError::Invalid { .. })));
         assert_eq!(outside.exists(), there);
     }
     assert_eq!(fs::read(&outside).unwrap(), b"content");
@@ -519,7 +519,7 @@ fn a_symlink_in_the_directory_does_not_lead_out_of_it() {
     symlink(&image, dir.path().join("a")).unwrap();
     for mode in BOTH {
         let why = bad(&space, Request::new(mode, "a").auto_create());
-        assert!(matches!(why, BadRequest::NotAFile { kind: "a symbolic link", .. }), "{why}");
+        assert!(matches!(why, InvalidRequest::NotAFile { kind: "a symbolic link", .. }), "{why}");
     }
     assert!(space.delete("a").is_err());
     assert_eq!(fs::read(&image).unwrap(), b"content");
@@ -533,12 +533,12 @@ fn auto_create_in_a_direct_space_is_refused_and_the_image_survives() {
     let space = direct();
     for mode in BOTH {
         let request = Request::new(mode, &image).auto_create();
-        assert_eq!(bad(&space, request), BadRequest::AutoCreateInDirect);
+        assert_eq!(bad(&space, request), InvalidRequest::AutoCreateInDirect);
         let request = Request::new(mode, Target::image(&image)).auto_create();
-        assert_eq!(bad(&space, request), BadRequest::AutoCreateInDirect);
+        assert_eq!(bad(&space, request), InvalidRequest::AutoCreateInDirect);
         let missing = dir.path().join("missing");
         let request = Request::new(mode, &missing).auto_create();
-        assert_eq!(bad(&space, request), BadRequest::AutoCreateInDirect);
+        assert_eq!(bad(&space, request), InvalidRequest::AutoCreateInDirect);
         assert!(!missing.exists());
     }
     assert!(space.list().is_empty());
@@ -551,7 +551,7 @@ fn auto_create_in_a_direct_space_is_refused_beside_a_shared_hold_too() {
     let space = direct();
     let _lease = granted(&space, ONE, Request::shared(&image));
     let request = Request::shared(&image).auto_create();
-    assert_eq!(bad(&space, request), BadRequest::AutoCreateInDirect);
+    assert_eq!(bad(&space, request), InvalidRequest::AutoCreateInDirect);
 }
 
 #[test]
@@ -675,8 +675,8 @@ fn a_file_that_is_deleted_and_made_anew_under_way_is_never_held_twice() {
         while !first.is_finished() || !second.is_finished() {
             deleting.create("a").unwrap();
             match deleting.delete("a") {
-                Ok(()) | Err(DeleteError::Busy(_)) => {}
-                Err(DeleteError::Io(e)) if e.source.kind() == std::io::ErrorKind::NotFound => {}
+                Ok(()) | Err(LockFileError::Busy(_)) => {}
+                Err(LockFileError::Io(e)) if e.source.kind() == std::io::ErrorKind::NotFound => {}
                 Err(error) => panic!("{error}"),
             }
         }
@@ -763,7 +763,7 @@ fn a_file_with_two_names_is_refused_where_the_request_says_so() {
     for mode in BOTH {
         for name in [&image, &hard] {
             let request = Request::new(mode, name).refuse_hard_links();
-            assert_eq!(bad(&space, request), BadRequest::HardLinks { links: 2 });
+            assert_eq!(bad(&space, request), InvalidRequest::HardLinks { links: 2 });
         }
     }
     assert_eq!(held(&image), None);
@@ -780,7 +780,7 @@ fn an_image_with_two_names_is_refused_behind_hashed_names() {
     fs::hard_link(&image, dir.path().join("hard")).unwrap();
     for mode in BOTH {
         let request = Request::new(mode, Target::image(&image)).auto_create().refuse_hard_links();
-        assert_eq!(bad(&space, request), BadRequest::HardLinks { links: 2 });
+        assert_eq!(bad(&space, request), InvalidRequest::HardLinks { links: 2 });
     }
     assert!(is_empty(locks.path()));
 }
@@ -791,7 +791,7 @@ fn an_open_file_with_two_names_is_refused_where_the_request_says_so() {
     fs::hard_link(&image, dir.path().join("hard")).unwrap();
     let file = File::options().read(true).write(true).open(&image).unwrap();
     let request = Request::exclusive(Target::opened("disk", &file)).refuse_hard_links();
-    assert_eq!(bad(&direct(), request), BadRequest::HardLinks { links: 2 });
+    assert_eq!(bad(&direct(), request), InvalidRequest::HardLinks { links: 2 });
 }
 
 #[test]
@@ -801,5 +801,5 @@ fn a_file_with_two_names_is_refused_beside_a_shared_hold_too() {
     let space = direct();
     let _lease = granted(&space, ONE, Request::shared(&image));
     let request = Request::shared(&image).refuse_hard_links();
-    assert_eq!(bad(&space, request), BadRequest::HardLinks { links: 2 });
+    assert_eq!(bad(&space, request), InvalidRequest::HardLinks { links: 2 });
 }

@@ -21,7 +21,7 @@ use common::process::{
     open_numbers, unshare_mounts,
 };
 use lockspace::{
-    AcquireError, BadRequest, CreateError, DeleteError, IoError, Lease, LockSpace, Mode, Naming,
+    AcquireError, InvalidRequest, IoError, Lease, LockFileError, LockSpace, Mode, Naming,
     OpenError, OwnerId, ReleaseError, Request, Target, Wait, holders_of,
 };
 use rustix::fs::{CWD, FileType, makedev, mknodat};
@@ -54,7 +54,7 @@ fn no_range_that_is_shown_makes_a_hold_that_a_delete_passes() {
             ("b", Request::shared("b").auto_create()),
         ] {
             let lease = granted(&by_builder, request);
-            assert!(matches!(elsewhere.delete(name), Err(DeleteError::Busy(_))), "{holder}");
+            assert!(matches!(elsewhere.delete(name), Err(LockFileError::Busy(_))), "{holder}");
             assert!(locks.join(name).exists());
             drop(lease);
         }
@@ -96,10 +96,10 @@ fn refused(space: &LockSpace, request: Request<'_>) -> AcquireError {
 }
 
 #[track_caller]
-fn bad(error: AcquireError, named: impl AsRef<OsStr>) -> BadRequest {
+fn bad(error: AcquireError, named: impl AsRef<OsStr>) -> InvalidRequest {
     assert_eq!(error.name(), Some(named.as_ref()));
     match error {
-        AcquireError::Bad { why, .. } => why,
+        AcquireError::Invalid { why, .. } => why,
         error => panic!("not bad: {error:?}"),
     }
 }
@@ -139,7 +139,7 @@ fn undisturbed(naming: Naming, work: impl FnOnce(&LockSpace)) {
 
 /// Every verb refuses the name, and no file appears.
 #[track_caller]
-fn no_name(naming: Naming, dir: &Path, name: &OsStr, why: &BadRequest) {
+fn no_name(naming: Naming, dir: &Path, name: &OsStr, why: &InvalidRequest) {
     let before = names_in(dir);
     undisturbed(naming, |space| {
         for mode in BOTH {
@@ -147,17 +147,17 @@ fn no_name(naming: Naming, dir: &Path, name: &OsStr, why: &BadRequest) {
                 let error = refused(space, request);
                 // A direct space may say first that it creates nothing.
                 let is = bad(error, name);
-                assert!(is == *why || is == BadRequest::AutoCreateInDirect, "{is}");
+                assert!(is == *why || is == InvalidRequest::AutoCreateInDirect, "{is}");
             }
         }
         match space.create(name) {
-            Err(CreateError::Bad { name: named, why: is }) => {
+            Err(LockFileError::Invalid { name: named, why: is }) => {
                 assert_eq!((&*named, &is), (name, why));
             }
             other => panic!("{other:?}"),
         }
         match space.delete(name) {
-            Err(DeleteError::Bad { name: named, why: is }) => {
+            Err(LockFileError::Invalid { name: named, why: is }) => {
                 assert_eq!((&*named, &is), (name, why));
             }
             other => panic!("{other:?}"),
@@ -179,7 +179,7 @@ fn namings(dir: &Path) -> [Naming; 4] {
 fn an_empty_name_is_refused() {
     let dir = folder();
     for naming in namings(dir.path()) {
-        no_name(naming, dir.path(), "".as_ref(), &BadRequest::Empty);
+        no_name(naming, dir.path(), "".as_ref(), &InvalidRequest::Empty);
     }
 }
 
@@ -187,7 +187,7 @@ fn an_empty_name_is_refused() {
 fn a_name_with_a_nul_byte_is_refused() {
     let dir = folder();
     for naming in namings(dir.path()) {
-        no_name(naming, dir.path(), "/a\0b".as_ref(), &BadRequest::Nul);
+        no_name(naming, dir.path(), "/a\0b".as_ref(), &InvalidRequest::Nul);
     }
 }
 
@@ -196,7 +196,7 @@ fn a_name_that_is_longer_than_any_path_is_refused() {
     let dir = folder();
     let name = "/".repeat(4096);
     for naming in namings(dir.path()) {
-        no_name(naming, dir.path(), name.as_ref(), &BadRequest::TooLong { max: 4095 });
+        no_name(naming, dir.path(), name.as_ref(), &InvalidRequest::TooLong { max: 4095 });
     }
     for naming in [Naming::md5(dir.path()), Naming::in_memory()] {
         let space = LockSpace::open(naming).unwrap();
@@ -209,7 +209,7 @@ fn a_name_that_is_longer_than_a_file_name_is_refused_verbatim() {
     let dir = folder();
     let name = "x".repeat(256);
     let verbatim = Naming::verbatim(dir.path());
-    no_name(verbatim.clone(), dir.path(), name.as_ref(), &BadRequest::TooLong { max: 255 });
+    no_name(verbatim.clone(), dir.path(), name.as_ref(), &InvalidRequest::TooLong { max: 255 });
     let space = LockSpace::open(verbatim).unwrap();
     granted(&space, Request::exclusive(&name[1..]).auto_create()).release().unwrap();
 }
@@ -219,7 +219,7 @@ fn a_name_that_is_not_one_component_is_refused_verbatim() {
     let dir = folder();
     for name in [".", "..", "a/b", "/a", "a/", "../x", "/"] {
         let verbatim = Naming::verbatim(dir.path());
-        no_name(verbatim, dir.path(), name.as_ref(), &BadRequest::NotOneComponent);
+        no_name(verbatim, dir.path(), name.as_ref(), &InvalidRequest::NotOneComponent);
     }
 }
 
@@ -227,7 +227,7 @@ fn a_name_that_is_not_one_component_is_refused_verbatim() {
 fn a_relative_name_is_refused_in_a_direct_space() {
     let dir = folder();
     for name in ["a", ".", "..", "a/b"] {
-        no_name(Naming::direct(), dir.path(), name.as_ref(), &BadRequest::Relative);
+        no_name(Naming::direct(), dir.path(), name.as_ref(), &InvalidRequest::Relative);
     }
 }
 
@@ -238,9 +238,9 @@ fn a_name_that_cannot_be_is_refused_for_an_open_file_too() {
     let long = "x".repeat(4096);
     undisturbed(Naming::md5(dir.path()), |space| {
         for (name, why) in [
-            ("", BadRequest::Empty),
-            ("a\0", BadRequest::Nul),
-            (&long, BadRequest::TooLong { max: 4095 }),
+            ("", InvalidRequest::Empty),
+            ("a\0", InvalidRequest::Nul),
+            (&long, InvalidRequest::TooLong { max: 4095 }),
         ] {
             let error = refused(space, Request::exclusive(Target::opened(name, &open)));
             assert_eq!(bad(error, name), why);
@@ -289,11 +289,11 @@ fn what_is_no_file_is_refused_in_a_directory() {
                 }
             }
             match space.create(name) {
-                Err(CreateError::Bad { why, .. }) => assert_not_a_file(&why, &path, kind),
+                Err(LockFileError::Invalid { why, .. }) => assert_not_a_file(&why, &path, kind),
                 other => panic!("{other:?}"),
             }
             match space.delete(name) {
-                Err(DeleteError::Bad { why, .. }) => assert_not_a_file(&why, &path, kind),
+                Err(LockFileError::Invalid { why, .. }) => assert_not_a_file(&why, &path, kind),
                 other => panic!("{other:?}"),
             }
         }
@@ -327,9 +327,9 @@ fn a_wait_that_is_bad_is_refused_in_the_words_of_a_try() {
 }
 
 #[track_caller]
-fn assert_not_a_file(why: &BadRequest, at: &Path, what: &str) {
+fn assert_not_a_file(why: &InvalidRequest, at: &Path, what: &str) {
     match why {
-        BadRequest::NotAFile { path, kind } => assert_eq!((&**path, *kind), (at, what)),
+        InvalidRequest::NotAFile { path, kind } => assert_eq!((&**path, *kind), (at, what)),
         why => panic!("{why}"),
     }
 }
@@ -349,11 +349,11 @@ fn what_is_no_file_is_refused_in_a_direct_space() {
                 assert_not_a_file(&why, path, kind);
             }
             match space.create(path) {
-                Err(CreateError::Bad { why, .. }) => assert_not_a_file(&why, path, kind),
+                Err(LockFileError::Invalid { why, .. }) => assert_not_a_file(&why, path, kind),
                 other => panic!("{other:?}"),
             }
             match space.delete(path) {
-                Err(DeleteError::Bad { why, .. }) => assert_not_a_file(&why, path, kind),
+                Err(LockFileError::Invalid { why, .. }) => assert_not_a_file(&why, path, kind),
                 other => panic!("{other:?}"),
             }
             assert!(fs::symlink_metadata(path).is_ok());
@@ -452,7 +452,7 @@ fn a_missing_directory_on_the_way_to_an_image_is_not_found() {
             }
         }
         match space.create(&path) {
-            Err(CreateError::Io(error)) => assert_io_error(&error, "openat", &path, Errno::NOENT),
+            Err(LockFileError::Io(error)) => assert_io_error(&error, "openat", &path, Errno::NOENT),
             other => panic!("{other:?}"),
         }
     });
@@ -479,15 +479,15 @@ fn a_directory_that_was_removed_under_the_space_is_told() {
         for mode in BOTH {
             for request in [Request::new(mode, "a"), Request::new(mode, "a").auto_create()] {
                 match refused(space, request) {
-                    AcquireError::Moved { name, directory } => {
+                    AcquireError::DirectoryReplaced { name, directory } => {
                         assert_eq!((&*name, directory), ("a".as_ref(), locks.clone()));
                     }
                     error => panic!("{error:?}"),
                 }
             }
         }
-        assert!(matches!(space.create("a"), Err(CreateError::Moved { .. })));
-        assert!(matches!(space.delete("a"), Err(DeleteError::Moved { .. })));
+        assert!(matches!(space.create("a"), Err(LockFileError::DirectoryReplaced { .. })));
+        assert!(matches!(space.delete("a"), Err(LockFileError::DirectoryReplaced { .. })));
     });
     assert!(names_in(dir.path()).is_empty());
 }
@@ -513,7 +513,7 @@ fn a_file_that_can_only_be_read_is_held_shared_and_explained_otherwise() {
         let space = LockSpace::open(Naming::direct()).unwrap();
         let before = open_numbers();
         for request in [Request::exclusive(&image), Request::shared(&image).upgradable()] {
-            assert_eq!(bad(refused(&space, request), &image), BadRequest::ReadOnly);
+            assert_eq!(bad(refused(&space, request), &image), InvalidRequest::ReadOnly);
         }
         assert_eq!(open_numbers(), before);
         let lease = granted(&space, Request::shared(&image));
@@ -565,7 +565,7 @@ fn a_lock_file_without_permission_is_told_with_the_path() {
             assert_io(error, "openat", &locks.join("new"), Errno::ACCESS);
         }
         match space.create("new") {
-            Err(CreateError::Io(error)) => {
+            Err(LockFileError::Io(error)) => {
                 assert_io_error(&error, "openat", &locks.join("new"), Errno::ACCESS);
             }
             other => panic!("{other:?}"),
@@ -603,7 +603,7 @@ fn a_file_that_cannot_be_removed_stays_where_delete_was_asked() {
     as_nobody(|| {
         let space = LockSpace::open(Naming::verbatim(&locks)).unwrap();
         match space.delete("a") {
-            Err(DeleteError::Io(e)) => assert_io_error(&e, "unlinkat", &lock_file, Errno::ACCESS),
+            Err(LockFileError::Io(e)) => assert_io_error(&e, "unlinkat", &lock_file, Errno::ACCESS),
             other => panic!("{other:?}"),
         }
         granted(&space, Request::exclusive("a")).release().unwrap();
@@ -648,7 +648,7 @@ fn on_a_read_only_file_system_an_image_is_held_shared_and_explained_otherwise() 
         let image = at.join("a");
         let before = open_numbers();
         for request in [Request::exclusive(&image), Request::shared(&image).upgradable()] {
-            assert_eq!(bad(refused(&space, request), &image), BadRequest::ReadOnly);
+            assert_eq!(bad(refused(&space, request), &image), InvalidRequest::ReadOnly);
         }
         assert_eq!(open_numbers(), before);
         let lease = granted(&space, Request::shared(&image));
@@ -778,7 +778,7 @@ fn a_file_that_was_made_for_a_descriptor_that_cannot_be_moved_up_is_removed() {
             assert_io(error, "fcntl", &path, Errno::MFILE);
         }
         match space.create("a") {
-            Err(CreateError::Io(error)) => assert_io_error(&error, "fcntl", &path, Errno::MFILE),
+            Err(LockFileError::Io(error)) => assert_io_error(&error, "fcntl", &path, Errno::MFILE),
             other => panic!("{other:?}"),
         }
         assert!(!path.exists());

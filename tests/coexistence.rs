@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use common::forked::{Forked, Gate, Kind, Lock, fork, is_free_for_others, open, set_lock};
 use common::interop::require_tool;
 use lockspace::{
-    AcquireError, By, ByteRange, Holder, Kind as HolderKind, LockSpace, Mode, Naming, OwnerId,
+    AcquireError, ByteRange, HeldBy, Holder, Kind as HolderKind, LockSpace, Mode, Naming, OwnerId,
     Request, Target, Wait, holders_of,
 };
 use rustix::fs::FlockOperation;
@@ -216,7 +216,7 @@ fn a_running_qemu_is_named_with_its_bytes() {
     let running = QemuIo::open(&qemu);
     let is_qemu = |holder: &Holder| {
         assert_eq!((holder.mode, holder.kind), (Mode::Shared, HolderKind::Ofd));
-        let By::Processes(processes) = &holder.by else { panic!("{holder}") };
+        let HeldBy::Processes(processes) = &holder.by else { panic!("{holder}") };
         assert_eq!(processes.len(), 1, "{holder}");
         assert_eq!(processes[0].pid, running.child.id());
         assert_eq!(processes[0].command, "qemu-io");
@@ -238,7 +238,7 @@ fn a_running_qemu_is_named_with_its_bytes() {
     let target = || Target::image(&qemu.image);
     let _lease = space.acquire(OWNER, Request::exclusive(target()), Wait::NO).unwrap();
     let holders = space.holders(target()).unwrap();
-    assert_eq!(holders[0].by, By::Owners(vec![OWNER]));
+    assert_eq!(holders[0].by, HeldBy::Owners(vec![OWNER]));
     let mut beside: Vec<_> = holders[1..].iter().map(is_qemu).collect();
     beside.sort();
     assert_eq!(beside, bytes);
@@ -277,7 +277,7 @@ impl Other {
         let [holder] = holders else { panic!("{holders:?}") };
         assert_eq!((holder.kind, holder.mode), (kind, mode));
         assert_eq!(holder.range, ByteRange::FIRST);
-        let By::Processes(processes) = &holder.by else { panic!("{holder}") };
+        let HeldBy::Processes(processes) = &holder.by else { panic!("{holder}") };
         assert_eq!(processes.len(), 1, "{holder}");
         assert_eq!(processes[0].pid, self.child.pid());
         assert_eq!(processes[0].command, "other program");
@@ -332,7 +332,7 @@ fn another_program_s_lock_on_byte_0_refuses_us_and_is_named() {
         other.assert_named(&space.holders(&image).unwrap(), told, Mode::Shared);
         let lease = ask(Mode::Shared).unwrap();
         let holders = space.holders(&image).unwrap();
-        assert_eq!(holders[0].by, By::Owners(vec![OWNER]));
+        assert_eq!(holders[0].by, HeldBy::Owners(vec![OWNER]));
         other.assert_named(&holders[1..], told, Mode::Shared);
         lease.release().unwrap();
         other.end();

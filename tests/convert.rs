@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use common::forked::{Forked, Gate, fork, ran_alone};
 use common::process::held;
 use common::waits::{LONG, Waiting, child_watches, open_below, start};
-use lockspace::{AcquireError, BadRequest, Busy, Cancel, Lease, LockSpace, Mode, Naming, OwnerId};
+use lockspace::{
+    AcquireError, Busy, Cancel, InvalidRequest, Lease, LockSpace, Mode, Naming, OwnerId,
+};
 use lockspace::{Request, Target, Wait};
 use tempfile::TempDir;
 
@@ -93,7 +95,8 @@ fn is_deadlock(result: Result<(), AcquireError>) {
 
 #[track_caller]
 fn is_not_upgradable(result: Result<(), AcquireError>) {
-    let bad = matches!(&result, Err(AcquireError::Bad { why: BadRequest::NotUpgradable, .. }));
+    let bad =
+        matches!(&result, Err(AcquireError::Invalid { why: InvalidRequest::NotUpgradable, .. }));
     assert!(bad, "{result:?}");
 }
 

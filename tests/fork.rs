@@ -23,8 +23,8 @@ use common::forked::{
 };
 use common::interop::skip_or_fail;
 use lockspace::{
-    AcquireError, ByteRange, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId,
-    ReleaseError, Request, VerifyError, Wait,
+    AcquireError, ByteRange, Lease, LockFileError, LockSpace, Mode, Naming, OwnerId, ReleaseError,
+    Request, VerifyError, Wait,
 };
 use tempfile::TempDir;
 
@@ -259,9 +259,9 @@ fn every_verb_is_refused_in_a_forked_child() {
         assert!(text.contains(&parent.to_string()), "{text}");
         assert!(matches!(error, AcquireError::Forked { creator } if creator == parent));
         let error = space.create("new").unwrap_err();
-        assert!(matches!(error, CreateError::Forked { creator } if creator == parent));
+        assert!(matches!(error, LockFileError::Forked { creator } if creator == parent));
         let error = space.delete("leased").unwrap_err();
-        assert!(matches!(error, DeleteError::Forked { creator } if creator == parent));
+        assert!(matches!(error, LockFileError::Forked { creator } if creator == parent));
         let error = space.release(OWNER, "kept").unwrap_err();
         assert!(matches!(error, ReleaseError::Forked { creator } if creator == parent));
         let error = space.retake(OWNER, "kept").unwrap_err();
@@ -309,7 +309,7 @@ fn a_child_made_by_the_bare_system_call_is_refused_too() {
         let refused = space.acquire(OWNER, Request::exclusive("b").auto_create(), Wait::NO);
         assert!(matches!(refused, Err(AcquireError::Forked { creator }) if creator == parent));
         let refused = space.create("b");
-        assert!(matches!(refused, Err(CreateError::Forked { creator }) if creator == parent));
+        assert!(matches!(refused, Err(LockFileError::Forked { creator }) if creator == parent));
         let refused = space.release(OWNER, "a");
         assert!(matches!(refused, Err(ReleaseError::Forked { creator }) if creator == parent));
         let refused = lease.verify();

@@ -16,7 +16,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use lockspace::{By, ByteRange, Holder, Kind, Mode, holders_of};
+use lockspace::{ByteRange, HeldBy, Holder, Kind, Mode, holders_of};
 
 /// A lock to ask for, as the helper's first argument writes it.
 const RECORD: &str = "record";
@@ -131,7 +131,7 @@ fn lock_file() -> (tempfile::TempDir, std::path::PathBuf) {
 
 fn pids(holder: &Holder) -> Vec<u32> {
     match &holder.by {
-        By::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
+        HeldBy::Processes(processes) => processes.iter().map(|process| process.pid).collect(),
         other => panic!("{other:?}"),
     }
 }
@@ -270,7 +270,7 @@ fn who_may_not_look_is_told_of_an_unknown_process() {
     };
     let holders = std::thread::spawn(look).join().unwrap().unwrap();
     let [holder] = &holders[..] else { panic!("{holders:?}") };
-    assert_eq!(holder.by, By::Unknown);
+    assert_eq!(holder.by, HeldBy::Unknown);
     assert_eq!(holder.to_string(), "an unknown process (exclusive, byte 0, OFD lock)");
 }
 

@@ -20,7 +20,7 @@ use common::state::{
     Picture, at, closes_on_exec, disown, is_good_state, leave_behind, name_of, numbers_in, restore,
     restore_what_verifies,
 };
-use lockspace::snapshot::{BadEntry, Document, RestoreError};
+use lockspace::snapshot::{Document, InvalidEntry, RestoreError};
 use lockspace::{ByteRange, LockSpace, Naming, OwnerId, Request, Wait};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -89,7 +89,7 @@ impl World {
         &self,
         documents: &Value,
         (document, entry): (usize, Option<usize>),
-        why: impl FnOnce(&BadEntry) -> bool,
+        why: impl FnOnce(&InvalidEntry) -> bool,
     ) {
         let error = self.refused(documents).expect("it is adopted");
         assert!(why(&error.why), "for another reason: {error} ({error:?})");
@@ -102,7 +102,7 @@ impl World {
         &self,
         (document, entry): (usize, usize),
         edit: impl FnOnce(&mut Value),
-        why: impl FnOnce(&BadEntry) -> bool,
+        why: impl FnOnce(&InvalidEntry) -> bool,
     ) {
         let documents = self.edited(|all| edit(&mut all[document]["resources"][entry]));
         self.refuses(&documents, (document, Some(entry)), why);
@@ -114,7 +114,7 @@ impl World {
         &self,
         document: usize,
         edit: impl FnOnce(&mut Value),
-        why: impl FnOnce(&BadEntry) -> bool,
+        why: impl FnOnce(&InvalidEntry) -> bool,
     ) {
         let documents = self.edited(|all| edit(&mut all[document]));
         self.refuses(&documents, (document, None), why);
@@ -122,7 +122,7 @@ impl World {
 
     /// As `refuses_entry`, where a number takes the place of the entry's own.
     #[track_caller]
-    fn refuses_number(&self, number: impl Into<Value>, why: impl FnOnce(&BadEntry) -> bool) {
+    fn refuses_number(&self, number: impl Into<Value>, why: impl FnOnce(&InvalidEntry) -> bool) {
         let number = number.into();
         self.refuses_entry((DIRECTORY, EXCLUSIVE), |entry| entry["fd"] = number, why);
     }
@@ -165,7 +165,7 @@ fn assert_names(error: &RestoreError, documents: &Value, document: usize, entry:
 
 /// Says `matches!` of a reason.
 macro_rules! is {
-    ($($pattern:tt)*) => { |why: &BadEntry| matches!(why, $($pattern)*) };
+    ($($pattern:tt)*) => { |why: &InvalidEntry| matches!(why, $($pattern)*) };
 }
 
 /// Runs a closure in a child with a world that is good before and after it.
@@ -182,13 +182,13 @@ fn in_world(work: impl FnOnce(&World)) {
 fn numbers_that_are_no_descriptor_of_a_lock() {
     in_world(|world| {
         for number in [-1, -2, 0, 1, 2, i64::from(i32::MIN), 1 << 31, 1 << 40, i64::MIN, i64::MAX] {
-            world.refuses_number(number, is!(BadEntry::Number));
+            world.refuses_number(number, is!(InvalidEntry::Number));
         }
         for number in [json!(u64::MAX), json!(5.5), json!("5"), json!(null), json!([5])] {
-            world.refuses_number(number, is!(BadEntry::Malformed(_)));
+            world.refuses_number(number, is!(InvalidEntry::Malformed(_)));
         }
         for closed in [800, 1_000_000, i32::MAX] {
-            world.refuses_number(closed, is!(BadEntry::NotOpen));
+            world.refuses_number(closed, is!(InvalidEntry::NotOpen));
         }
     });
 }
@@ -199,18 +199,18 @@ fn descriptors_of_what_is_no_lock_file() {
         let (reader, writer) = std::io::pipe().unwrap();
         let (socket, _other) = UnixStream::pair().unwrap();
         let directory = disown(File::open(world.dir.path()).unwrap());
-        world.refuses_number(directory, is!(BadEntry::NotAFile("a directory")));
+        world.refuses_number(directory, is!(InvalidEntry::NotAFile("a directory")));
         for pipe in [disown(reader), disown(writer)] {
-            world.refuses_number(pipe, is!(BadEntry::NotAFile("a pipe")));
+            world.refuses_number(pipe, is!(InvalidEntry::NotAFile("a pipe")));
         }
-        world.refuses_number(disown(socket), is!(BadEntry::NotAFile("a socket")));
+        world.refuses_number(disown(socket), is!(InvalidEntry::NotAFile("a socket")));
         let null = disown(File::open("/dev/null").unwrap());
-        world.refuses_number(null, is!(BadEntry::NotAFile(_)));
+        world.refuses_number(null, is!(InvalidEntry::NotAFile(_)));
         // The very file, but without the right to use it.
         let path = world.path(DIRECTORY, EXCLUSIVE);
         let flags = rustix::fs::OFlags::PATH;
         let only_path = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).unwrap();
-        world.refuses_number(disown(only_path), is!(BadEntry::Unlocked));
+        world.refuses_number(disown(only_path), is!(InvalidEntry::Unlocked));
     });
 }
 
@@ -223,14 +223,14 @@ fn descriptors_of_another_file() {
             disown(file)
         };
         let other = locked(&world.dir.path().join("other"));
-        world.refuses_number(other, is!(BadEntry::OtherFile));
+        world.refuses_number(other, is!(InvalidEntry::OtherFile));
         // Of another entry, which is closed in turn: no number is there twice.
         let (d, e) = (world.number(DIRECT, 0), world.number(DIRECT, 1));
         let swapped = world.edited(|all| {
             all[DIRECT]["resources"][0]["fd"] = e.into();
             all[DIRECT]["resources"][1]["fd"] = d.into();
         });
-        world.refuses(&swapped, (DIRECT, Some(0)), is!(BadEntry::OtherFile));
+        world.refuses(&swapped, (DIRECT, Some(0)), is!(InvalidEntry::OtherFile));
         // The recorded file, as the document has it: forged to fit the descriptor.
         let (device, inode) = {
             use std::os::unix::fs::MetadataExt;
@@ -242,13 +242,13 @@ fn descriptors_of_another_file() {
             entry["lockspace"]["device"] = device.into();
             entry["lockspace"]["inode"] = inode.into();
         };
-        world.refuses_entry((DIRECTORY, EXCLUSIVE), forged, is!(BadEntry::Replaced));
+        world.refuses_entry((DIRECTORY, EXCLUSIVE), forged, is!(InvalidEntry::Replaced));
         // As libvirt's, an entry has no file recorded.
         let libvirts = |entry: &mut Value| {
             entry["fd"] = other.into();
             entry.as_object_mut().unwrap().remove("lockspace");
         };
-        world.refuses_entry((DIRECTORY, EXCLUSIVE), libvirts, is!(BadEntry::Replaced));
+        world.refuses_entry((DIRECTORY, EXCLUSIVE), libvirts, is!(InvalidEntry::Replaced));
     });
 }
 
@@ -257,9 +257,13 @@ fn one_descriptor_or_one_description_twice() {
     in_world(|world| {
         let (a, b) = (world.number(DIRECTORY, EXCLUSIVE), world.number(DIRECTORY, AUTO_CREATED));
         let twice = |entry: &mut Value| entry["fd"] = a.into();
-        world.refuses_entry((DIRECTORY, AUTO_CREATED), twice, is!(BadEntry::DuplicateDescriptor));
+        world.refuses_entry(
+            (DIRECTORY, AUTO_CREATED),
+            twice,
+            is!(InvalidEntry::DuplicateDescriptor),
+        );
         // In another document.
-        world.refuses_entry((DIRECT, 0), twice, is!(BadEntry::DuplicateDescriptor));
+        world.refuses_entry((DIRECT, 0), twice, is!(InvalidEntry::DuplicateDescriptor));
         assert_ne!(a, b);
         // A duplicate shows the same lock, and to unlock it would unlock the original. In one
         // document the name would be there twice, so it is in another one.
@@ -271,7 +275,8 @@ fn one_descriptor_or_one_description_twice() {
             copy["resources"][0]["fd"] = duplicate.into();
             all.as_array_mut().unwrap().push(copy);
         });
-        let same = |why: &BadEntry| matches!(why, BadEntry::SameDescription(other) if *other == a);
+        let same =
+            |why: &InvalidEntry| matches!(why, InvalidEntry::SameDescription(other) if *other == a);
         world.refuses(&documents, (3, Some(0)), same);
         close_number(duplicate);
         // The same document twice.
@@ -279,7 +284,7 @@ fn one_descriptor_or_one_description_twice() {
             let copy = all[DIRECTORY].clone();
             all.as_array_mut().unwrap().push(copy);
         });
-        world.refuses(&documents, (3, Some(0)), is!(BadEntry::DuplicateDescriptor));
+        world.refuses(&documents, (3, Some(0)), is!(InvalidEntry::DuplicateDescriptor));
         // Under two names, in a space where names lead nowhere else to.
         let mut hard_link = world.documents.clone();
         let link = world.dir.path().join("link.raw");
@@ -290,7 +295,7 @@ fn one_descriptor_or_one_description_twice() {
         entry["path"] = link.to_str().unwrap().into();
         entry["fd"] = duplicate.into();
         hard_link[DIRECT]["resources"].as_array_mut().unwrap().push(entry);
-        world.refuses(&hard_link, (DIRECT, Some(2)), is!(BadEntry::SameDescription(_)));
+        world.refuses(&hard_link, (DIRECT, Some(2)), is!(InvalidEntry::SameDescription(_)));
         fs::remove_file(link).unwrap();
         close_number(duplicate);
     });
@@ -300,35 +305,35 @@ fn one_descriptor_or_one_description_twice() {
 fn descriptors_that_are_not_locked_as_they_should_be() {
     in_world(|world| {
         let a = world.number(DIRECTORY, EXCLUSIVE);
-        let refuses = |why: fn(&BadEntry) -> bool| {
+        let refuses = |why: fn(&InvalidEntry) -> bool| {
             world.refuses(&world.documents, (DIRECTORY, Some(EXCLUSIVE)), why);
         };
         unlock_ofd(at(a), 0, 1).unwrap();
-        refuses(is!(BadEntry::Unlocked));
+        refuses(is!(InvalidEntry::Unlocked));
         // Another mode, another range, one range more.
         ofd_lock(at(a), false, 0, 1).unwrap();
-        refuses(is!(BadEntry::OtherLock));
+        refuses(is!(InvalidEntry::OtherLock));
         unlock_ofd(at(a), 0, 1).unwrap();
         ofd_lock(at(a), true, 1, 1).unwrap();
-        refuses(is!(BadEntry::OtherLock));
+        refuses(is!(InvalidEntry::OtherLock));
         ofd_lock(at(a), true, 0, 2).unwrap();
-        refuses(is!(BadEntry::OtherLock));
+        refuses(is!(InvalidEntry::OtherLock));
         ofd_lock(at(a), true, 0, 0).unwrap();
-        refuses(is!(BadEntry::OtherLock));
+        refuses(is!(InvalidEntry::OtherLock));
         unlock_ofd(at(a), 0, 0).unwrap();
         ofd_lock(at(a), true, 0, 1).unwrap();
         ofd_lock(at(a), true, 7, 1).unwrap();
-        refuses(is!(BadEntry::OtherLock));
+        refuses(is!(InvalidEntry::OtherLock));
         unlock_ofd(at(a), 0, 0).unwrap();
         // Another kind, alone and beside the right one.
         record_lock(at(a), true, 0, 1).unwrap();
-        refuses(is!(BadEntry::RecordLock));
+        refuses(is!(InvalidEntry::RecordLock));
         ofd_lock(at(a), true, 5, 1).unwrap();
-        refuses(|why| matches!(why, BadEntry::RecordLock | BadEntry::OtherLock));
+        refuses(|why| matches!(why, InvalidEntry::RecordLock | InvalidEntry::OtherLock));
         common::process::unlock_record(at(a), 0, 0).unwrap();
         unlock_ofd(at(a), 0, 0).unwrap();
         rustix::fs::flock(at(a), rustix::fs::FlockOperation::LockExclusive).unwrap();
-        refuses(is!(BadEntry::Unlocked));
+        refuses(is!(InvalidEntry::Unlocked));
         // As it was; a flock excludes none of ours, and does not matter.
         ofd_lock(at(a), true, 0, 1).unwrap();
     });
@@ -366,7 +371,7 @@ fn an_unlocked_descriptor_beside_a_rival_that_toggles_the_same_lock() {
             for documents in [&world.documents, &shared] {
                 let error = restore(documents).map(std::mem::forget).expect_err("it has no lock");
                 assert_eq!((error.document, error.entry), (DIRECTORY, Some(EXCLUSIVE)), "{error}");
-                unlocked += usize::from(matches!(error.why, BadEntry::Unlocked));
+                unlocked += usize::from(matches!(error.why, InvalidEntry::Unlocked));
                 tries += 1;
             }
         }
@@ -384,23 +389,23 @@ fn an_unlocked_descriptor_beside_a_rival_that_toggles_the_same_lock() {
 fn documents_that_disagree_with_the_lock() {
     in_world(|world| {
         let exclusive = (DIRECTORY, EXCLUSIVE);
-        world.refuses_entry(exclusive, |e| e["flags"] = 1.into(), is!(BadEntry::OtherLock));
+        world.refuses_entry(exclusive, |e| e["flags"] = 1.into(), is!(InvalidEntry::OtherLock));
         let shared = (DIRECTORY, SHARED);
         let alone = |e: &mut Value| {
             e["flags"] = 2.into();
             e["owners"] = json!([1]);
         };
-        world.refuses_entry(shared, alone, is!(BadEntry::OtherLock));
+        world.refuses_entry(shared, alone, is!(InvalidEntry::OtherLock));
         for range in [json!([0, 2]), json!([0, null]), json!([1, 1]), json!([100, 1])] {
             let other = |e: &mut Value| e["lockspace"]["range"] = range;
-            world.refuses_entry(exclusive, other, is!(BadEntry::OtherLock));
+            world.refuses_entry(exclusive, other, is!(InvalidEntry::OtherLock));
         }
         for range in [json!([0, 0]), json!([u64::MAX, 2]), json!([5, u64::MAX]), json!([1])] {
             let odd = |e: &mut Value| e["lockspace"]["range"] = range;
-            world.refuses_entry(exclusive, odd, is!(BadEntry::Malformed(_)));
+            world.refuses_entry(exclusive, odd, is!(InvalidEntry::Malformed(_)));
         }
         let unheld = |e: &mut Value| e["lockHeld"] = false.into();
-        world.refuses_entry(exclusive, unheld, is!(BadEntry::Malformed(_)));
+        world.refuses_entry(exclusive, unheld, is!(InvalidEntry::Malformed(_)));
     });
 }
 
@@ -420,7 +425,7 @@ fn ranges_that_no_request_can_have() {
         ] {
             ofd_lock(at(a), true, start, len).unwrap();
             let locked = |e: &mut Value| e["lockspace"]["range"] = recorded;
-            let why = |why: &BadEntry| matches!(why, BadEntry::Malformed(w) if w.contains("range"));
+            let why = |why: &InvalidEntry| matches!(why, InvalidEntry::Malformed(w) if w.contains("range"));
             world.refuses_entry((DIRECTORY, EXCLUSIVE), locked, why);
             unlock_ofd(at(a), start, len).unwrap();
         }
@@ -430,16 +435,16 @@ fn ranges_that_no_request_can_have() {
         {
             ofd_lock(at(a), true, start, len).unwrap();
             let locked = |e: &mut Value| e["lockspace"]["range"] = recorded;
-            world.refuses_entry((DIRECTORY, EXCLUSIVE), locked, is!(BadEntry::OtherLock));
+            world.refuses_entry((DIRECTORY, EXCLUSIVE), locked, is!(InvalidEntry::OtherLock));
             unlock_ofd(at(a), start, len).unwrap();
         }
         ofd_lock(at(a), true, 0, 1).unwrap();
         // Nor can a space have it, for its requests to come, nor what is held in memory.
         for range in [json!([LAST, null]), json!([LAST, 1]), json!([0, LAST])] {
             let space = |d: &mut Value| d["lockspace"]["range"] = range.clone();
-            world.refuses_document(DIRECTORY, space, is!(BadEntry::Malformed(_)));
+            world.refuses_document(DIRECTORY, space, is!(InvalidEntry::Malformed(_)));
             let held = |e: &mut Value| e["lockspace"]["range"] = range.clone();
-            world.refuses_entry((IN_MEMORY, 0), held, is!(BadEntry::Malformed(_)));
+            world.refuses_entry((IN_MEMORY, 0), held, is!(InvalidEntry::Malformed(_)));
         }
     });
 }
@@ -449,26 +454,26 @@ fn owners_and_flags_that_cannot_be() {
     in_world(|world| {
         for document in [DIRECTORY, DIRECT, IN_MEMORY] {
             let entry = (document, 0);
-            world.refuses_entry(entry, |e| e["owners"] = json!([]), is!(BadEntry::NoOwner));
+            world.refuses_entry(entry, |e| e["owners"] = json!([]), is!(InvalidEntry::NoOwner));
             let two = |e: &mut Value| e["owners"] = json!([1, 2]);
-            world.refuses_entry(entry, two, is!(BadEntry::ExclusiveOwners(2)));
+            world.refuses_entry(entry, two, is!(InvalidEntry::ExclusiveOwners(2)));
             let twice = |e: &mut Value| e["owners"] = json!([1, 1]);
-            world.refuses_entry(entry, twice, is!(BadEntry::ExclusiveOwners(2)));
+            world.refuses_entry(entry, twice, is!(InvalidEntry::ExclusiveOwners(2)));
             for flags in [4, 5, 8, 1 << 31, 1 << 63, u64::MAX] {
                 let unknown = |e: &mut Value| e["flags"] = flags.into();
-                let why = |why: &BadEntry| matches!(why, BadEntry::Flags(found) if *found == flags);
+                let why = |why: &InvalidEntry| matches!(why, InvalidEntry::Flags(found) if *found == flags);
                 world.refuses_entry(entry, unknown, why);
             }
         }
         for owner in [json!(-1), json!(0.5), json!("1"), json!(null), json!(1e30)] {
             let odd = |e: &mut Value| e["owners"] = json!([owner]);
-            world.refuses_entry((DIRECTORY, SHARED), odd, is!(BadEntry::Malformed(_)));
+            world.refuses_entry((DIRECTORY, SHARED), odd, is!(InvalidEntry::Malformed(_)));
         }
         // To say that it was auto-created would have the file removed in the end: the flag and
         // what we say ourselves must agree, and a direct space never creates.
         let would_unlink = |e: &mut Value| e["flags"] = 2.into();
         for entry in [(DIRECTORY, EXCLUSIVE), (DIRECT, 0), (IN_MEMORY, 0)] {
-            world.refuses_entry(entry, would_unlink, is!(BadEntry::Malformed(_)));
+            world.refuses_entry(entry, would_unlink, is!(InvalidEntry::Malformed(_)));
         }
     });
 }
@@ -480,7 +485,7 @@ fn an_image_is_never_taken_for_an_auto_created_lock_file() {
             e["flags"] = 2.into();
             e["lockspace"]["origin"] = "auto-created".into();
         };
-        world.refuses_entry((DIRECT, 0), ours, is!(BadEntry::Malformed(_)));
+        world.refuses_entry((DIRECT, 0), ours, is!(InvalidEntry::Malformed(_)));
         // In a document of libvirt's, the flag alone says so.
         let libvirts = world.edited(|all| {
             all[DIRECT].as_object_mut().unwrap().remove("lockspace");
@@ -491,7 +496,7 @@ fn an_image_is_never_taken_for_an_auto_created_lock_file() {
             assert_eq!(range, json!([0, null]));
         });
         ofd_lock_only(world.number(DIRECT, 0), 0, 1);
-        world.refuses(&libvirts, (DIRECT, Some(0)), is!(BadEntry::Malformed(_)));
+        world.refuses(&libvirts, (DIRECT, Some(0)), is!(InvalidEntry::Malformed(_)));
         ofd_lock_only(world.number(DIRECT, 0), 0, 0);
         assert_eq!(fs::read(world.path(DIRECT, 0)).unwrap(), b"precious");
     });
@@ -517,30 +522,34 @@ fn names_and_paths_that_do_not_belong_together() {
             entries.push(entries[SHARED].clone());
             entries[3]["fd"] = number.into();
         });
-        world.refuses(&twice, (DIRECTORY, Some(3)), is!(BadEntry::DuplicateName));
+        world.refuses(&twice, (DIRECTORY, Some(3)), is!(InvalidEntry::DuplicateName));
         close_number(number);
         let other = |e: &mut Value| {
             e["name"] = "a".into();
             e["path"] = world.path(DIRECTORY, EXCLUSIVE).to_str().unwrap().into();
         };
-        world.refuses_entry((DIRECTORY, AUTO_CREATED), other, is!(BadEntry::Replaced));
-        world.refuses_entry((IN_MEMORY, 0), |e| e["name"] = "".into(), is!(BadEntry::Name(_)));
-        world.refuses_entry(a, |e| e["name"] = "x\0".into(), is!(BadEntry::Name(_)));
-        world.refuses_entry(a, |e| e["name"] = "x".repeat(5000).into(), is!(BadEntry::Name(_)));
-        world.refuses_entry((DIRECT, 0), |e| e["name"] = "d.raw".into(), is!(BadEntry::Name(_)));
+        world.refuses_entry((DIRECTORY, AUTO_CREATED), other, is!(InvalidEntry::Replaced));
+        world.refuses_entry((IN_MEMORY, 0), |e| e["name"] = "".into(), is!(InvalidEntry::Name(_)));
+        world.refuses_entry(a, |e| e["name"] = "x\0".into(), is!(InvalidEntry::Name(_)));
+        world.refuses_entry(a, |e| e["name"] = "x".repeat(5000).into(), is!(InvalidEntry::Name(_)));
+        world.refuses_entry(
+            (DIRECT, 0),
+            |e| e["name"] = "d.raw".into(),
+            is!(InvalidEntry::Name(_)),
+        );
         for path in ["", "/etc/passwd", "/../locks/a", "a"] {
-            world.refuses_entry(a, |e| e["path"] = path.into(), is!(BadEntry::Path));
+            world.refuses_entry(a, |e| e["path"] = path.into(), is!(InvalidEntry::Path));
         }
-        world.refuses_entry(a, |e| e["name"] = "z".into(), is!(BadEntry::Path));
+        world.refuses_entry(a, |e| e["name"] = "z".into(), is!(InvalidEntry::Path));
         let outside = |e: &mut Value| {
             e["name"] = "/etc/passwd".into();
             e["path"] = "/etc/passwd".into();
         };
-        world.refuses_entry((DIRECT, 0), outside, is!(BadEntry::Replaced));
+        world.refuses_entry((DIRECT, 0), outside, is!(InvalidEntry::Replaced));
         let odd = |e: &mut Value| e["lockspace"]["hex"] = "6x".into();
-        world.refuses_entry(a, odd, is!(BadEntry::Malformed(_)));
+        world.refuses_entry(a, odd, is!(InvalidEntry::Malformed(_)));
         let other = |e: &mut Value| e["lockspace"]["hex"] = "6162".into();
-        world.refuses_entry(a, other, is!(BadEntry::Path));
+        world.refuses_entry(a, other, is!(InvalidEntry::Path));
     });
 }
 
@@ -551,9 +560,9 @@ fn the_same_name_twice_in_memory() {
             let entry = all[IN_MEMORY]["resources"][0].clone();
             all[IN_MEMORY]["resources"].as_array_mut().unwrap().push(entry);
         });
-        world.refuses(&documents, (IN_MEMORY, Some(1)), is!(BadEntry::DuplicateName));
+        world.refuses(&documents, (IN_MEMORY, Some(1)), is!(InvalidEntry::DuplicateName));
         let number = |e: &mut Value| e["fd"] = world.number(DIRECT, 0).into();
-        world.refuses_entry((IN_MEMORY, 0), number, is!(BadEntry::Number));
+        world.refuses_entry((IN_MEMORY, 0), number, is!(InvalidEntry::Number));
     });
 }
 
@@ -581,7 +590,7 @@ fn names_that_leave_the_directory() {
                 e["fd"] = number.into();
                 e.as_object_mut().unwrap().remove("lockspace");
             };
-            world.refuses_entry((0, 0), escape, is!(BadEntry::Name(_)));
+            world.refuses_entry((0, 0), escape, is!(InvalidEntry::Name(_)));
         }
         restore(&world.documents).unwrap();
         assert_eq!(fs::read(outside).unwrap(), b"precious");
@@ -594,37 +603,39 @@ fn documents_of_others_and_of_later_versions() {
         let started = world.documents[0]["lockspace"]["started"].as_u64().unwrap();
         for document in [DIRECTORY, DIRECT, IN_MEMORY] {
             let other = |d: &mut Value| d["lockspace"]["pid"] = 1.into();
-            let why = is!(BadEntry::OtherProcess { pid: 1, .. });
+            let why = is!(InvalidEntry::OtherProcess { pid: 1, .. });
             world.refuses_document(document, other, why);
             let earlier = |d: &mut Value| d["lockspace"]["started"] = (started - 1).into();
-            let why = |why: &BadEntry| {
-                let BadEntry::OtherProcess { pid, started: found } = why else { return false };
+            let why = |why: &InvalidEntry| {
+                let InvalidEntry::OtherProcess { pid, started: found } = why else { return false };
                 (*pid, *found) == (std::process::id(), started - 1)
             };
             world.refuses_document(document, earlier, why);
             for version in [0, 2, 1 << 40] {
                 let later = |d: &mut Value| d["lockspace"]["version"] = version.into();
-                let why = |why: &BadEntry| matches!(why, BadEntry::Version(v) if *v == version);
+                let why =
+                    |why: &InvalidEntry| matches!(why, InvalidEntry::Version(v) if *v == version);
                 world.refuses_document(document, later, why);
             }
             for naming in ["", "sha512", "MD5", "in_memory"] {
                 let unknown = |d: &mut Value| d["lockspace"]["naming"] = naming.into();
-                let why = |why: &BadEntry| matches!(why, BadEntry::Naming(n) if n == naming);
+                let why =
+                    |why: &InvalidEntry| matches!(why, InvalidEntry::Naming(n) if n == naming);
                 world.refuses_document(document, unknown, why);
             }
         }
         // A naming that needs a directory, or none.
         let direct = |d: &mut Value| d["lockspace"]["naming"] = "direct".into();
-        world.refuses_document(DIRECTORY, direct, is!(BadEntry::Naming(_)));
+        world.refuses_document(DIRECTORY, direct, is!(InvalidEntry::Naming(_)));
         let md5 = |d: &mut Value| d["lockspace"]["naming"] = "md5".into();
-        world.refuses_document(DIRECT, md5, is!(BadEntry::Naming(_)));
+        world.refuses_document(DIRECT, md5, is!(InvalidEntry::Naming(_)));
         // The naming of another document: the lock is not there.
         let verbatim = |d: &mut Value| d["lockspace"]["naming"] = "verbatim".into();
         let documents = world.edited(|all| verbatim(&mut all[DIRECTORY]));
-        world.refuses(&documents, (DIRECTORY, Some(0)), is!(BadEntry::Path));
+        world.refuses(&documents, (DIRECTORY, Some(0)), is!(InvalidEntry::Path));
         // A document that a child of ours has, with our descriptors.
         in_child(|| {
-            let why = is!(BadEntry::OtherProcess { .. });
+            let why = is!(InvalidEntry::OtherProcess { .. });
             world.refuses(&world.documents, (DIRECTORY, None), why);
         });
     });
@@ -634,28 +645,28 @@ fn documents_of_others_and_of_later_versions() {
 fn directories_that_are_gone_or_others() {
     in_world(|world| {
         let (locks, away) = (world.dir.path().join("locks"), world.dir.path().join("away"));
-        let refuses = |why: fn(&BadEntry) -> bool| {
+        let refuses = |why: fn(&InvalidEntry) -> bool| {
             world.refuses(&world.documents, (DIRECTORY, None), why);
         };
         fs::rename(&locks, &away).unwrap();
-        refuses(is!(BadEntry::Directory(_)));
+        refuses(is!(InvalidEntry::Directory(_)));
         fs::write(&locks, "").unwrap();
-        refuses(is!(BadEntry::Directory(_)));
+        refuses(is!(InvalidEntry::Directory(_)));
         fs::remove_file(&locks).unwrap();
         fs::create_dir(&locks).unwrap();
-        refuses(is!(BadEntry::DirectoryReplaced));
+        refuses(is!(InvalidEntry::DirectoryReplaced));
         fs::remove_dir(&locks).unwrap();
         fs::rename(&away, &locks).unwrap();
         let nowhere = |d: &mut Value| d["directory"] = "/no/such/directory".into();
-        world.refuses_document(DIRECTORY, nowhere, is!(BadEntry::Directory(_)));
+        world.refuses_document(DIRECTORY, nowhere, is!(InvalidEntry::Directory(_)));
         assert!(!Path::new("/no").exists());
         for other in ["/", world.dir.path().to_str().unwrap()] {
             let other = |d: &mut Value| d["directory"] = other.into();
-            world.refuses_document(DIRECTORY, other, is!(BadEntry::DirectoryReplaced));
+            world.refuses_document(DIRECTORY, other, is!(InvalidEntry::DirectoryReplaced));
         }
         for odd in [json!(1), json!(null), json!(["/"])] {
             let odd = |d: &mut Value| d["directory"] = odd;
-            world.refuses_document(DIRECTORY, odd, is!(BadEntry::Malformed(_)));
+            world.refuses_document(DIRECTORY, odd, is!(InvalidEntry::Malformed(_)));
         }
     });
 }
@@ -667,7 +678,7 @@ fn paths_that_lead_to_another_file_by_now() {
             let (path, away) = (world.path(document, entry), world.dir.path().join("away"));
             let refuses = || {
                 let place = (document, Some(entry));
-                world.refuses(&world.documents, place, is!(BadEntry::Replaced));
+                world.refuses(&world.documents, place, is!(InvalidEntry::Replaced));
             };
             fs::rename(&path, &away).unwrap();
             refuses();
@@ -695,11 +706,11 @@ fn a_bad_entry_after_a_thousand_good_ones() {
         let documents = leave_behind(vec![space], leases);
         let world = World { dir, documents };
         let bad = (0, 1000);
-        world.refuses_entry(bad, |e| e["fd"] = 0.into(), is!(BadEntry::Number));
-        world.refuses_entry(bad, |e| e["flags"] = 8.into(), is!(BadEntry::Flags(8)));
-        world.refuses_entry(bad, |e| *e = json!(null), is!(BadEntry::Malformed(_)));
+        world.refuses_entry(bad, |e| e["fd"] = 0.into(), is!(InvalidEntry::Number));
+        world.refuses_entry(bad, |e| e["flags"] = 8.into(), is!(InvalidEntry::Flags(8)));
+        world.refuses_entry(bad, |e| *e = json!(null), is!(InvalidEntry::Malformed(_)));
         unlock_ofd(at(world.number(0, 1000)), 0, 1).unwrap();
-        world.refuses(&world.documents, (0, Some(1000)), is!(BadEntry::Unlocked));
+        world.refuses(&world.documents, (0, Some(1000)), is!(InvalidEntry::Unlocked));
         // By choice, the good ones all the same.
         let (spaces, bad) = restore_what_verifies(&world.documents);
         assert_eq!((spaces[0].list().len(), bad.len()), (1000, 1));
@@ -731,14 +742,14 @@ fn a_file_that_is_mounted_on_one_of_a_hundred_names() {
         let (other, name) = (world.dir.path().join("other"), world.path(0, 42));
         fs::write(&other, "").unwrap();
         mount_bind(&other, &name).unwrap();
-        world.refuses(&world.documents, (0, Some(42)), is!(BadEntry::Replaced));
+        world.refuses(&world.documents, (0, Some(42)), is!(InvalidEntry::Replaced));
         unmount(&name, UnmountFlags::empty()).unwrap();
         // One that has gone, and one that has taken another's place.
         let (a, b) = (world.path(0, 7), world.path(0, 8));
         fs::rename(&a, &other).unwrap();
-        world.refuses(&world.documents, (0, Some(7)), is!(BadEntry::Replaced));
+        world.refuses(&world.documents, (0, Some(7)), is!(InvalidEntry::Replaced));
         fs::rename(&b, &a).unwrap();
-        world.refuses(&world.documents, (0, Some(7)), is!(BadEntry::Replaced));
+        world.refuses(&world.documents, (0, Some(7)), is!(InvalidEntry::Replaced));
         fs::rename(&a, &b).unwrap();
         fs::rename(&other, &a).unwrap();
         // Where a mount is elsewhere below, each is looked up.
@@ -876,12 +887,16 @@ fn deep_nesting() {
             let value: Value = serde_json::from_str(&deep(depth)).unwrap();
             let owners = |e: &mut Value| e["owners"] = value.clone();
             world.refuses_entry((DIRECTORY, 0), owners, |why| {
-                matches!(why, BadEntry::Malformed(_) | BadEntry::NoOwner)
+                matches!(why, InvalidEntry::Malformed(_) | InvalidEntry::NoOwner)
             });
             let resources = |d: &mut Value| d["resources"] = json!([value]);
             let documents = world.edited(|all| resources(&mut all[DIRECTORY]));
-            world.refuses(&documents, (DIRECTORY, Some(0)), is!(BadEntry::Malformed(_)));
-            world.refuses_document(DIRECTORY, |d| *d = value.clone(), is!(BadEntry::Malformed(_)));
+            world.refuses(&documents, (DIRECTORY, Some(0)), is!(InvalidEntry::Malformed(_)));
+            world.refuses_document(
+                DIRECTORY,
+                |d| *d = value.clone(),
+                is!(InvalidEntry::Malformed(_)),
+            );
         }
     });
 }

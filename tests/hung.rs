@@ -25,8 +25,8 @@ use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
 use common::waits;
 use lockspace::{
-    AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, Request,
-    Target, Wait, holders_of,
+    AcquireError, Lease, LockFileError, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait,
+    holders_of,
 };
 use rustix::fs::minor;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
@@ -141,7 +141,7 @@ fn whoever_waits_goes_at_its_deadline_where_a_scanner_does_not_let_it_open() {
             Err(error) => return skip_or_fail("fanotify", &error.to_string()),
         };
         let refused = promptly(&space, name, move |space, name| acquire(space, name, shortly()));
-        assert!(matches!(refused, Err(AcquireError::Stuck { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(AcquireError::Unresponsive { .. })), "{refused:?}");
         drop(scanner);
         // What the helper was given late is given back.
         drop(acquire(&space, name, Wait::within(Duration::from_secs(60))).unwrap());
@@ -168,7 +168,7 @@ fn a_watch_that_a_wait_has_left_is_removed_although_the_helper_hangs() {
     let lease = waiting.join().unwrap();
     let path = hung.path().join("a");
     let refused = leaked_space().acquire(STUCK, Request::exclusive(&path), shortly());
-    assert!(matches!(refused, Err(AcquireError::Stuck { .. })), "{refused:?}");
+    assert!(matches!(refused, Err(AcquireError::Unresponsive { .. })), "{refused:?}");
     waits::eventually("the watch is removed", || waits::watches() == 0);
     drop(lease);
 }
@@ -254,9 +254,9 @@ fn what_the_stuck_acquire_excludes_is_refused_at_once() {
         assert_eq!((busy.name(), busy.asked()), (path.as_os_str(), asked));
     }
     let refused = promptly(&space, &shared, |space, path| space.create(path).unwrap_err());
-    assert!(matches!(refused, CreateError::Busy(busy) if busy.owners() == [STUCK]));
+    assert!(matches!(refused, LockFileError::Busy(busy) if busy.owners() == [STUCK]));
     let refused = promptly(&space, &exclusive, |space, path| space.delete(path).unwrap_err());
-    assert!(matches!(refused, DeleteError::Busy(busy) if busy.owners() == [STUCK]));
+    assert!(matches!(refused, LockFileError::Busy(busy) if busy.owners() == [STUCK]));
 
     assert!(stuck.iter().all(|stuck| !stuck.is_finished()));
     hung.answer_all();
@@ -343,7 +343,7 @@ fn a_given_up_wait_for_an_opened_file_stalls_no_other_resource() {
             let request = Request::exclusive(Target::opened("a", image));
             space.acquire(STUCK, request, shortly()).unwrap_err()
         });
-        assert!(matches!(given_up, AcquireError::Stuck { .. }), "{given_up}");
+        assert!(matches!(given_up, AcquireError::Unresponsive { .. }), "{given_up}");
         hung.wait_for_attributes(1);
     }
     promptly(&space, &local, |space, local| {
@@ -366,7 +366,7 @@ fn a_wait_goes_at_its_deadline_though_what_is_mounted_on_its_lock_file_hangs() {
     let given_up = promptly(&space, &lock_file, |space, _| {
         space.acquire(STUCK, Request::exclusive("disk"), shortly()).unwrap_err()
     });
-    assert!(matches!(given_up, AcquireError::Stuck { .. }), "{given_up}");
+    assert!(matches!(given_up, AcquireError::Unresponsive { .. }), "{given_up}");
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn a_wait_goes_at_its_deadline_whichever_question_for_attributes_hangs() {
             let wait = Wait::within(Duration::from_millis(150));
             space.acquire(OTHER, Request::exclusive(path), wait).unwrap_err()
         });
-        let known = matches!(error, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+        let known = matches!(error, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
         assert!(known, "after {answered}: {error}");
     }
 }
@@ -428,7 +428,7 @@ fn a_wait_goes_at_its_deadline_wherever_on_the_way_to_a_local_file_it_hangs() {
         let error = promptly(space, &path, |space, path| {
             space.acquire(OTHER, Request::exclusive(path), shortly()).unwrap_err()
         });
-        let known = matches!(error, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+        let known = matches!(error, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
         assert!(known, "after {let_through}: {error}");
     }
 }
@@ -473,7 +473,7 @@ fn several_are_waited_for_no_longer_though_the_close_of_one_that_is_held_hangs()
         space.acquire_all(OTHER, [Request::exclusive(path)], shortly()).unwrap_err()
     });
     // Behind the close, nothing more is told of it.
-    let known = matches!(refused, AcquireError::Stuck { .. } | AcquireError::Busy(_));
+    let known = matches!(refused, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
     assert!(known, "{refused}");
     hung.wait_for_close(1);
 }

@@ -18,8 +18,8 @@ use std::time::Duration;
 use common::forked::{self, Kind, Lock, fork, is_free_for_others};
 use common::interop::skip_or_fail;
 use lockspace::{
-    AcquireError, CreateError, DeleteError, Lease, LockSpace, Mode, Naming, OwnerId, ReleaseError,
-    Request, VerifyError, Wait,
+    AcquireError, Lease, LockFileError, LockSpace, Mode, Naming, OwnerId, ReleaseError, Request,
+    VerifyError, Wait,
 };
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tempfile::TempDir;
@@ -184,7 +184,7 @@ fn assert_all_moved(space: &LockSpace, path: &Path, names: &[&str]) {
                 // A wait opens the file in another way, at first.
                 for wait in [Wait::NO, Wait::within(Duration::from_secs(60))] {
                     let refused = space.acquire(OTHER, request.clone(), wait).unwrap_err();
-                    let AcquireError::Moved { name, directory } = &refused else {
+                    let AcquireError::DirectoryReplaced { name, directory } = &refused else {
                         panic!("{name}: {refused}");
                     };
                     assert!(is_it(name, directory), "{refused}");
@@ -192,12 +192,12 @@ fn assert_all_moved(space: &LockSpace, path: &Path, names: &[&str]) {
             }
         }
         let refused = space.create(name).unwrap_err();
-        let CreateError::Moved { name: n, directory } = &refused else {
+        let LockFileError::DirectoryReplaced { name: n, directory } = &refused else {
             panic!("{name}: {refused}");
         };
         assert!(is_it(n, directory), "{refused}");
         let refused = space.delete(name).unwrap_err();
-        let DeleteError::Moved { name: n, directory } = &refused else {
+        let LockFileError::DirectoryReplaced { name: n, directory } = &refused else {
             panic!("{name}: {refused}");
         };
         assert!(is_it(n, directory), "{refused}");
@@ -262,11 +262,15 @@ fn a_directory_that_moves_is_found_out_at_once_however_fast_acquires_come() {
         fs::write(path.join("free"), "").unwrap();
         fs::write(path.join("held"), "").unwrap();
         let refused = second.delete("held");
-        assert!(matches!(refused, Err(DeleteError::Moved { .. } | DeleteError::Busy(_))));
+        assert!(matches!(
+            refused,
+            Err(LockFileError::DirectoryReplaced { .. } | LockFileError::Busy(_))
+        ));
         let refused = second.acquire(OTHER, Request::exclusive("held"), Wait::NO);
-        let said = matches!(refused, Err(AcquireError::Moved { .. } | AcquireError::Busy(_)));
+        let said =
+            matches!(refused, Err(AcquireError::DirectoryReplaced { .. } | AcquireError::Busy(_)));
         assert!(said, "{refused:?}");
-        assert!(matches!(acquire(), Err(AcquireError::Moved { .. })));
+        assert!(matches!(acquire(), Err(AcquireError::DirectoryReplaced { .. })));
         assert_all_moved(&second, &path, &["free", "new"]);
         assert_eq!([names_in(&path), names_in(&away)], [["free", "held"], ["free", "held"]]);
         assert_holds_until_released(&space, lease, &away);
@@ -317,7 +321,7 @@ fn what_is_held_is_busy_rather_than_moved() {
     fs::remove_dir_all(&path).unwrap();
     let refused = space.acquire(OTHER, Request::exclusive("held"), Wait::NO);
     assert!(matches!(refused, Err(AcquireError::Busy(busy)) if busy.owners() == [OWNER]));
-    assert!(matches!(space.delete("held"), Err(DeleteError::Busy(_))));
+    assert!(matches!(space.delete("held"), Err(LockFileError::Busy(_))));
     drop(lease);
 }
 

@@ -26,9 +26,9 @@ use common::forked::{fork, is_free_for_others};
 use common::interop::{require_tool, skip_or_fail};
 use common::process::{held, in_child, is_root, ofd_lock, record_lock, unshare_mounts};
 use common::state::{Picture, put_at, restore};
-use lockspace::snapshot::{BadEntry, Document, LibvirtLimit, Snapshot};
+use lockspace::snapshot::{Document, InvalidEntry, LibvirtLimit, Snapshot};
 use lockspace::{
-    BadRequest, ByteRange, LockSpace, Mode, Naming, Origin, OwnerId, Request, Target, Wait,
+    ByteRange, InvalidRequest, LockSpace, Mode, Naming, Origin, OwnerId, Request, Target, Wait,
 };
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use serde_json::{Value, json};
@@ -128,7 +128,7 @@ fn the_record_locks_of_a_real_one_are_refused_by_name() {
             }
             let before = Picture::take(dir.path());
             let error = restore(&json!([document])).unwrap_err();
-            assert!(matches!(error.why, BadEntry::RecordLock), "{error}");
+            assert!(matches!(error.why, InvalidEntry::RecordLock), "{error}");
             assert_eq!((error.document, error.entry), (0, Some(0)));
             assert_eq!(
                 error.name.as_deref(),
@@ -565,7 +565,7 @@ fn names_that_are_not_where_libvirt_looks_are_refused_by_name() {
         let lease = space.acquire(CLIENT.into(), request, Wait::NO).unwrap();
         let (named, why) = refusal_of(&space);
         assert_eq!(named.as_deref(), Some(name.as_ref()));
-        let of_no_file = LibvirtLimit::Entry(BadEntry::Name(BadRequest::NotOneComponent));
+        let of_no_file = LibvirtLimit::Entry(InvalidEntry::Name(InvalidRequest::NotOneComponent));
         let whys = [LibvirtLimit::Path.to_string(), of_no_file.to_string()];
         assert!(whys.contains(&why.to_string()), "{why}");
         lease.release().unwrap();
@@ -616,22 +616,22 @@ fn what_the_daemon_would_misread_is_refused_by_name() {
     }
     use LibvirtLimit::Entry;
     refused!("fd" = (-1), LibvirtLimit::InMemory);
-    refused!("fd" = (-2), Entry(BadEntry::Number));
-    refused!("fd" = 2, Entry(BadEntry::Number));
-    refused!("fd" = 0x8000_0000_u32, Entry(BadEntry::Number));
-    refused!("fd" = "15", Entry(BadEntry::Malformed(_)));
-    refused!("fd" = 14, Entry(BadEntry::DuplicateDescriptor));
-    refused!("lockHeld" = false, Entry(BadEntry::Unlocked));
-    refused!("flags" = 4, Entry(BadEntry::Flags(4)));
-    refused!("flags" = 0, Entry(BadEntry::ExclusiveOwners(2)));
-    refused!("owners" = [], Entry(BadEntry::NoOwner));
-    refused!("owners" = [7, -1], Entry(BadEntry::Malformed(_)));
+    refused!("fd" = (-2), Entry(InvalidEntry::Number));
+    refused!("fd" = 2, Entry(InvalidEntry::Number));
+    refused!("fd" = 0x8000_0000_u32, Entry(InvalidEntry::Number));
+    refused!("fd" = "15", Entry(InvalidEntry::Malformed(_)));
+    refused!("fd" = 14, Entry(InvalidEntry::DuplicateDescriptor));
+    refused!("lockHeld" = false, Entry(InvalidEntry::Unlocked));
+    refused!("flags" = 4, Entry(InvalidEntry::Flags(4)));
+    refused!("flags" = 0, Entry(InvalidEntry::ExclusiveOwners(2)));
+    refused!("owners" = [], Entry(InvalidEntry::NoOwner));
+    refused!("owners" = [7, -1], Entry(InvalidEntry::Malformed(_)));
     refused!("owners" = [7, 0], LibvirtLimit::Owner(_));
     refused!("path" = "/locks/a", LibvirtLimit::Path);
     refused!("path" = "b", LibvirtLimit::Path);
     refused!("path" = "/locksb", LibvirtLimit::Path);
     refused!("path" = "/locks/b\0", LibvirtLimit::Path);
-    refused!("path" = null, Entry(BadEntry::Malformed(_)));
+    refused!("path" = null, Entry(InvalidEntry::Malformed(_)));
     for (name, path) in
         [("../b", "/locks/../b"), ("..", "/locks/.."), ("", "/locks/"), ("b\0", "/locks/b\0")]
     {
@@ -639,13 +639,13 @@ fn what_the_daemon_would_misread_is_refused_by_name() {
             d["resources"][1]["name"] = name.into();
             d["resources"][1]["path"] = path.into();
         });
-        assert!(matches!(edited, Err(Entry(BadEntry::Name(_)))), "{name}: {edited:?}");
+        assert!(matches!(edited, Err(Entry(InvalidEntry::Name(_)))), "{name}: {edited:?}");
     }
     let twice = why(&|d| {
         d["resources"][1]["name"] = "a".into();
         d["resources"][1]["path"] = "/locks/a".into();
     });
-    assert!(matches!(twice, Err(Entry(BadEntry::DuplicateName))), "{twice:?}");
+    assert!(matches!(twice, Err(Entry(InvalidEntry::DuplicateName))), "{twice:?}");
     for directory in [json!("locks"), json!(""), json!(7), json!(null), json!("/locks\0")] {
         let edited = why(&|d| d["directory"] = directory.clone());
         assert!(matches!(edited, Err(LibvirtLimit::Directory)), "{directory}: {edited:?}");
@@ -660,15 +660,15 @@ fn what_the_daemon_would_misread_is_refused_by_name() {
         })
     };
     assert!(direct("/img/a", 0).is_ok());
-    assert!(matches!(direct("/img/a", 2), Err(Entry(BadEntry::Malformed(_)))));
-    assert!(matches!(direct("img/a", 0), Err(Entry(BadEntry::Name(BadRequest::Relative)))));
+    assert!(matches!(direct("/img/a", 2), Err(Entry(InvalidEntry::Malformed(_)))));
+    assert!(matches!(direct("img/a", 0), Err(Entry(InvalidEntry::Name(InvalidRequest::Relative)))));
     for odd in [json!(null), json!({}), json!([[]]), json!([null])] {
         let edited = why(&|d| d["resources"] = odd.clone());
-        assert!(matches!(edited, Err(Entry(BadEntry::Malformed(_)))), "{odd}: {edited:?}");
+        assert!(matches!(edited, Err(Entry(InvalidEntry::Malformed(_)))), "{odd}: {edited:?}");
     }
-    assert!(matches!(why(&|d| *d = json!([])), Err(Entry(BadEntry::Malformed(_)))));
+    assert!(matches!(why(&|d| *d = json!([])), Err(Entry(InvalidEntry::Malformed(_)))));
     let later = why(&|d| d["lockspace"] = json!({ "version": 2 }));
-    assert!(matches!(later, Err(Entry(BadEntry::Version(2)))), "{later:?}");
+    assert!(matches!(later, Err(Entry(InvalidEntry::Version(2)))), "{later:?}");
     let long = why(&|d| d["resources"][1]["owners"] = vec![1_000_000_000; 1 << 20].into());
     assert!(matches!(long, Err(LibvirtLimit::TooLong(len)) if len > 10 << 20), "{long:?}");
 }

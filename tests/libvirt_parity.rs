@@ -12,8 +12,8 @@ use std::path::Path;
 
 use common::process::{held, held_at, in_child, open_numbers};
 use lockspace::{
-    AcquireError, Busy, ByteRange, CreateError, DeleteError, Lease, LockSpace, Mode, Naming,
-    OpenError, Origin, OwnerId, ReleaseError, Request, Wait,
+    AcquireError, Busy, ByteRange, Lease, LockFileError, LockSpace, Mode, Naming, OpenError,
+    Origin, OwnerId, ReleaseError, Request, Wait,
 };
 use tempfile::TempDir;
 
@@ -143,7 +143,7 @@ fn a_resource_that_nobody_holds_can_be_created_again_and_keeps_its_content() {
 fn deleting_a_resource_that_is_not_there_says_so() {
     let (dir, space) = verbatim();
     match space.delete("a") {
-        Err(DeleteError::Io(error)) => {
+        Err(LockFileError::Io(error)) => {
             assert_eq!(error.source.kind(), std::io::ErrorKind::NotFound);
             assert_eq!(error.path, dir.path().join("a"));
         }
@@ -173,7 +173,7 @@ fn a_held_resource_cannot_be_deleted() {
     for request in [Request::exclusive("a"), Request::shared("a")] {
         let lease = granted(&space, ONE, request);
         match space.delete("a") {
-            Err(DeleteError::Busy(busy)) => {
+            Err(LockFileError::Busy(busy)) => {
                 assert_eq!((busy.owners(), busy.held()), (&[ONE][..], Some(lease.mode())));
             }
             other => panic!("{other:?}"),
@@ -193,7 +193,7 @@ fn a_resource_that_another_space_holds_cannot_be_deleted() {
     for request in [Request::exclusive("a"), Request::shared("a").range(far)] {
         let lease = granted(&other, ONE, request);
         match space.delete("a") {
-            Err(DeleteError::Busy(busy)) => assert!(busy.owners().is_empty()),
+            Err(LockFileError::Busy(busy)) => assert!(busy.owners().is_empty()),
             other => panic!("{other:?}"),
         }
         assert!(lease.path().exists());
@@ -206,7 +206,7 @@ fn a_held_resource_cannot_be_created_again() {
     for request in [Request::exclusive("a"), Request::shared("a")] {
         let lease = granted(&space, ONE, request.auto_create());
         match space.create("a") {
-            Err(CreateError::Busy(busy)) => assert_eq!(busy.owners(), [ONE]),
+            Err(LockFileError::Busy(busy)) => assert_eq!(busy.owners(), [ONE]),
             other => panic!("{other:?}"),
         }
         lease.verify().unwrap();
@@ -320,8 +320,8 @@ fn a_direct_space_works_on_full_paths() {
     let lease = granted(&space, ONE, Request::exclusive(&image));
     assert_eq!((lease.name(), lease.path()), (image.as_os_str(), &*image));
     assert_eq!(held(&image), Some(Mode::Exclusive));
-    assert!(matches!(space.create(&image), Err(CreateError::Busy(_))));
-    assert!(matches!(space.delete(&image), Err(DeleteError::Busy(_))));
+    assert!(matches!(space.create(&image), Err(LockFileError::Busy(_))));
+    assert!(matches!(space.delete(&image), Err(LockFileError::Busy(_))));
     lease.release().unwrap();
     assert_eq!(held(&image), None);
     assert_eq!(fs::read(&image).unwrap(), b"content");
@@ -556,7 +556,7 @@ fn in_memory_a_resource_has_no_file_anywhere() {
         assert_eq!(lease.path(), Path::new(""));
         let busy = busy(&space, TWO, Request::shared("a").auto_create());
         assert_eq!((busy.owners(), busy.path()), (&[ONE][..], Path::new("")));
-        assert!(matches!(space.delete("a"), Err(DeleteError::Busy(_))));
+        assert!(matches!(space.delete("a"), Err(LockFileError::Busy(_))));
         let held = &space.list()[0];
         assert_eq!((held.origin, &*held.path), (Origin::InMemory, Path::new("")));
         lease.verify().unwrap();

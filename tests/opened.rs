@@ -24,7 +24,7 @@ use common::process::{
 };
 use common::waits::{LONG, start};
 use lockspace::{
-    AcquireError, BadRequest, Busy, ByteRange, Cancel, Lease, LockSpace, Mode, Naming, Origin,
+    AcquireError, Busy, ByteRange, Cancel, InvalidRequest, Lease, LockSpace, Mode, Naming, Origin,
     OwnerId, Request, Target, VerifyError, Wait,
 };
 use rustix::fs::OFlags;
@@ -80,9 +80,9 @@ fn busy(space: &LockSpace, owner: OwnerId, request: Request<'_>) -> Busy {
 }
 
 #[track_caller]
-fn bad(space: &LockSpace, request: Request<'_>) -> BadRequest {
+fn bad(space: &LockSpace, request: Request<'_>) -> InvalidRequest {
     match space.acquire(TWO, request, Wait::NO) {
-        Err(AcquireError::Bad { why, .. }) => why,
+        Err(AcquireError::Invalid { why, .. }) => why,
         other => panic!("not bad: {other:?}"),
     }
 }
@@ -190,7 +190,7 @@ fn a_file_that_is_not_open_for_what_the_mode_needs_is_refused() {
     let space = direct();
     let reading = File::open(&image).unwrap();
     let writing = OpenOptions::new().write(true).open(&image).unwrap();
-    let wrong = |needs| BadRequest::WrongAccess { needs };
+    let wrong = |needs| InvalidRequest::WrongAccess { needs };
     assert_eq!(bad(&space, exclusive("disk", &reading)), wrong("writing"));
     assert_eq!(bad(&space, shared("disk", &writing)), wrong("reading"));
     assert_eq!([&reading, &writing].map(locks_shown), [0, 0]);
@@ -205,7 +205,7 @@ fn a_descriptor_that_is_only_a_path_is_refused() {
     let path = rustix::fs::open(&image, flags, rustix::fs::Mode::empty()).unwrap();
     let space = direct();
     for (mode, needs) in [(Mode::Exclusive, "writing"), (Mode::Shared, "reading")] {
-        assert_eq!(bad(&space, opened(mode, "disk", &path)), BadRequest::WrongAccess { needs });
+        assert_eq!(bad(&space, opened(mode, "disk", &path)), InvalidRequest::WrongAccess { needs });
     }
 }
 
@@ -227,7 +227,7 @@ fn a_pipe_a_socket_a_directory_and_a_device_are_refused() {
     ];
     for (fd, what, mode) in &descriptors {
         match bad(&space, opened(*mode, "disk", fd)) {
-            BadRequest::NotAFile { kind, .. } => assert_eq!(kind, *what),
+            InvalidRequest::NotAFile { kind, .. } => assert_eq!(kind, *what),
             why => panic!("{why}"),
         }
     }
@@ -272,9 +272,9 @@ fn a_file_that_carries_an_ofd_lock_is_refused_and_the_lock_is_untouched() {
         let file = open(&image);
         ofd_lock(&file, theirs == Mode::Exclusive, at, 1).unwrap();
         for mode in BOTH {
-            assert_eq!(bad(&space, opened(mode, "disk", &file)), BadRequest::CarriesLock);
+            assert_eq!(bad(&space, opened(mode, "disk", &file)), InvalidRequest::CarriesLock);
             let request = opened(mode, "disk", &file).range(ByteRange::WHOLE_FILE);
-            assert_eq!(bad(&space, request), BadRequest::CarriesLock);
+            assert_eq!(bad(&space, request), InvalidRequest::CarriesLock);
         }
         assert_eq!(held_at(&image, at), Some(theirs));
         assert_eq!(locks_shown(&file), 1);
@@ -290,7 +290,7 @@ fn a_file_that_carries_a_record_lock_is_refused() {
     for mode in BOTH {
         let file = open(&image);
         record_lock(&file, true, 100, 1).unwrap();
-        assert_eq!(bad(&space, opened(mode, "disk", &file)), BadRequest::CarriesLock);
+        assert_eq!(bad(&space, opened(mode, "disk", &file)), InvalidRequest::CarriesLock);
     }
 }
 
@@ -313,10 +313,10 @@ fn one_open_file_is_not_held_under_two_names() {
         let lease = granted(&space, ONE, opened(mode, "disk", &file));
         for file in [&file, &duplicate] {
             for asked in BOTH {
-                assert_eq!(bad(&space, opened(asked, "other", file)), BadRequest::CarriesLock);
-                assert_eq!(bad(&second, opened(asked, "disk", file)), BadRequest::CarriesLock);
+                assert_eq!(bad(&space, opened(asked, "other", file)), InvalidRequest::CarriesLock);
+                assert_eq!(bad(&second, opened(asked, "disk", file)), InvalidRequest::CarriesLock);
                 let elsewhere = opened(asked, "other", file).range(byte(100));
-                assert_eq!(bad(&space, elsewhere), BadRequest::CarriesLock);
+                assert_eq!(bad(&space, elsewhere), InvalidRequest::CarriesLock);
             }
         }
         assert_eq!(held(&image), Some(mode));
@@ -364,7 +364,7 @@ fn of_many_threads_that_lock_one_open_file_under_names_of_their_own_one_wins() {
                         Ok(_) => {
                             wins.fetch_add(1, Ordering::SeqCst);
                         }
-                        Err(AcquireError::Bad { why: BadRequest::CarriesLock, .. }) => {}
+                        Err(AcquireError::Invalid { why: InvalidRequest::CarriesLock, .. }) => {}
                         Err(_) => {
                             odd.fetch_add(1, Ordering::SeqCst);
                         }
@@ -408,7 +408,7 @@ fn another_file_under_the_same_name_is_refused() {
     let space = direct();
     let (file, other) = (open(&image), open(&other));
     let _lease = granted(&space, ONE, shared("disk", &file));
-    assert_eq!(bad(&space, shared("disk", &other)), BadRequest::OtherFile);
+    assert_eq!(bad(&space, shared("disk", &other)), InvalidRequest::OtherFile);
     assert_eq!(locks_shown(&other), 0);
     assert_eq!(held(&image), Some(Mode::Shared));
 }
@@ -474,7 +474,7 @@ fn a_path_that_leads_elsewhere_does_not_meet_a_descriptor_under_its_name() {
     let missing = space.acquire(TWO, Request::shared(&image), Wait::NO);
     assert!(matches!(missing, Err(AcquireError::NotFound { .. })), "{missing:?}");
     fs::write(&image, "another").unwrap();
-    assert_eq!(bad(&space, Request::shared(&image)), BadRequest::OtherFile);
+    assert_eq!(bad(&space, Request::shared(&image)), InvalidRequest::OtherFile);
     assert_eq!(held(&image), None);
 }
 
@@ -487,10 +487,10 @@ fn a_lock_file_does_not_meet_a_descriptor_under_its_name() {
         let space = LockSpace::open(naming).unwrap();
         let by_name = || Request::shared("disk").auto_create();
         let lease = granted(&space, ONE, by_name());
-        assert_eq!(bad(&space, shared("disk", &file)), BadRequest::OtherFile);
+        assert_eq!(bad(&space, shared("disk", &file)), InvalidRequest::OtherFile);
         drop(lease);
         let _lease = granted(&space, ONE, shared("disk", &file));
-        assert_eq!(bad(&space, by_name()), BadRequest::OtherFile);
+        assert_eq!(bad(&space, by_name()), InvalidRequest::OtherFile);
         assert_eq!(fs::read_dir(locks.path()).unwrap().count(), 0);
     }
 }
@@ -503,7 +503,7 @@ fn a_shared_hold_is_joined_on_its_own_bytes_only() {
     let _lease = granted(&space, ONE, shared("disk", &one).range(byte(5)));
     assert_eq!(
         bad(&space, shared("disk", &two)),
-        BadRequest::OtherRange { held: byte(5), asked: ByteRange::FIRST }
+        InvalidRequest::OtherRange { held: byte(5), asked: ByteRange::FIRST }
     );
     granted(&space, TWO, shared("disk", &two).range(byte(5))).release().unwrap();
 }
@@ -700,10 +700,10 @@ fn a_refusal_leaves_the_other_locks_of_the_open_file() {
                 space.acquire_all(ONE, requests(), wait).map(drop),
             ] {
                 let why = match refused {
-                    Err(AcquireError::Bad { why, .. }) => why,
+                    Err(AcquireError::Invalid { why, .. }) => why,
                     other => panic!("not bad: {other:?}"),
                 };
-                assert_eq!(why, BadRequest::CarriesLock);
+                assert_eq!(why, InvalidRequest::CarriesLock);
                 assert_qemus(&image);
             }
         }
@@ -749,7 +749,7 @@ fn a_wait_in_vain_leaves_what_others_have_locked_through_the_same_open_file_mean
             theirs.release().unwrap();
         }
         match waiting.join() {
-            Err(AcquireError::Bad { why: BadRequest::CarriesLock, .. }) => {}
+            Err(AcquireError::Invalid { why: InvalidRequest::CarriesLock, .. }) => {}
             // Unless it has looked again since.
             Err(AcquireError::Cancelled { .. }) if cancelled => {}
             ended => panic!("{ended:?}"),

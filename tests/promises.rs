@@ -21,7 +21,7 @@ use common::interop::skip_or_fail;
 use common::process::{held, locks_shown};
 use common::waits::{Waiting, eventually, start};
 use lockspace::{
-    AcquireError, BadRequest, ByteRange, Cancel, DeleteError, Lease, LockSpace, Mode, Naming,
+    AcquireError, ByteRange, Cancel, InvalidRequest, Lease, LockFileError, LockSpace, Mode, Naming,
     OwnerId, Request, Target, Wait,
 };
 use tempfile::TempDir;
@@ -147,7 +147,7 @@ fn of_two_waits_with_duplicates_of_one_descriptor_one_is_granted() {
     let results = waiting.map(Waiting::join);
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
     let refused = results.iter().find_map(|result| result.as_ref().err()).unwrap();
-    let carries = matches!(refused, AcquireError::Bad { why: BadRequest::CarriesLock, .. });
+    let carries = matches!(refused, AcquireError::Invalid { why: InvalidRequest::CarriesLock, .. });
     assert!(carries, "{refused:?}");
     assert_eq!(locks_shown(&file), 1, "the one that was granted it has lost it");
 }
@@ -174,7 +174,7 @@ fn a_range_that_ends_at_the_last_offset_has_one_holder() {
         let lease = space.acquire(A, request(), Wait::NO).unwrap();
         let deleted = other.delete(NAME);
         assert_busy(other.acquire(B, request(), Wait::NO));
-        assert!(matches!(deleted, Err(DeleteError::Busy(_))), "{range:?}: {deleted:?}");
+        assert!(matches!(deleted, Err(LockFileError::Busy(_))), "{range:?}: {deleted:?}");
         lease.release().unwrap();
         ranges += 1;
     }
@@ -236,7 +236,7 @@ fn a_lock_that_passes_on_to_a_cancelled_wait_does_not_live_on_in_a_forked_child(
         match space.acquire(C, Request::exclusive(&image), Wait::NO) {
             Ok(_) => true,
             // The helper has not come to it yet.
-            Err(AcquireError::Stuck { .. }) => false,
+            Err(AcquireError::Unresponsive { .. }) => false,
             Err(error) => panic!("nobody holds it: {error}"),
         }
     });
@@ -257,7 +257,7 @@ fn acquire_all_returns_at_its_deadline_where_the_try_of_another_thread_is_stuck(
         clone.acquire_all(B, [Request::shared(&path)], Wait::within(ANSWER)).map(drop)
     });
     let result = second.join();
-    assert!(matches!(result, Err(AcquireError::Stuck { .. })), "{result:?}");
+    assert!(matches!(result, Err(AcquireError::Unresponsive { .. })), "{result:?}");
     hung.answer_all();
     drop(first.join().unwrap());
 }
@@ -275,7 +275,7 @@ fn a_file_system_is_called_stuck_only_after_it_had_time_to_answer() {
     cancel.cancel();
     assert_cancelled(&waiting.join());
     match space.acquire(B, Request::exclusive(&path), Wait::NO) {
-        Err(AcquireError::Stuck { waited, .. }) => assert!(waited >= ANSWER, "{waited:?}"),
+        Err(AcquireError::Unresponsive { waited, .. }) => assert!(waited >= ANSWER, "{waited:?}"),
         other => panic!("it has not answered: {other:?}"),
     }
     hung.answer_all();

@@ -18,7 +18,7 @@ use common::hung_fs::HungFs;
 use common::interop::skip_or_fail;
 use common::process::held;
 use common::waits::{LONG, Waiting, eventually, open_below, start};
-use lockspace::{AcquireError, BadRequest, Cancel, Leases, LockSpace, Mode, Naming, OwnerId};
+use lockspace::{AcquireError, Cancel, InvalidRequest, Leases, LockSpace, Mode, Naming, OwnerId};
 use lockspace::{Request, Target, Wait};
 use tempfile::TempDir;
 
@@ -242,7 +242,7 @@ fn a_wait_for_several_can_be_cancelled() {
 
 #[track_caller]
 fn is_twice(result: All, one: &Path, two: &Path) {
-    let Err(AcquireError::Bad { name, why: BadRequest::Twice { other } }) = &result else {
+    let Err(AcquireError::Invalid { name, why: InvalidRequest::Twice { other } }) = &result else {
         panic!("{result:?}")
     };
     assert!(name != other || one == two, "{name:?} and {other:?}");
@@ -374,7 +374,7 @@ fn one_deadline_covers_all_also_when_a_file_system_hangs() {
     let requests = [Request::exclusive(&image), Request::exclusive(&path)];
     let result = space.acquire_all(A, requests, Wait::within(short));
     assert!(started.elapsed() >= short);
-    let Err(AcquireError::Stuck { name, .. }) = &result else { panic!("{result:?}") };
+    let Err(AcquireError::Unresponsive { name, .. }) = &result else { panic!("{result:?}") };
     assert_eq!(name, path.as_os_str());
     assert!(is_free_for_others(&image) && space.list().is_empty());
     hung.answer_all();
@@ -405,7 +405,7 @@ fn the_deadline_covers_what_another_thread_is_just_acquiring() {
         all.join();
         drop(first.join());
         let ended = ended.expect("the deadline has passed long since");
-        let told = matches!(ended, Err(AcquireError::Busy(_) | AcquireError::Stuck { .. }));
+        let told = matches!(ended, Err(AcquireError::Busy(_) | AcquireError::Unresponsive { .. }));
         assert!(told, "{ended:?}");
     }
 }

@@ -31,7 +31,7 @@ use common::process::{
 };
 use common::state::{closes_on_exec, descriptors, leave_behind, numbers_in, restore};
 use common::waits::{LONG, eventually, start};
-use lockspace::snapshot::{BadEntry, Document, ExecError, Snapshot, SnapshotError, carried};
+use lockspace::snapshot::{Document, ExecError, InvalidEntry, Snapshot, SnapshotError, carried};
 use lockspace::{
     AcquireError, ByteRange, Cancel, Lease, LockSpace, Mode, Naming, Origin, OwnerId, ReleaseError,
     Request, Target, Wait,
@@ -467,9 +467,9 @@ fn it_is_refused_while_a_file_system_gives_no_answer_to_nobody() {
     let path = hung.path().join("a.raw");
     let soon = Wait::within(Duration::from_millis(50));
     let stuck = space.acquire(ONE, Request::exclusive(&path), soon);
-    assert!(matches!(stuck, Err(AcquireError::Stuck { .. })), "{stuck:?}");
+    assert!(matches!(stuck, Err(AcquireError::Unresponsive { .. })), "{stuck:?}");
     match Snapshot::take([&other, &space]) {
-        Err(SnapshotError::Stuck { name }) => assert_eq!(name, path),
+        Err(SnapshotError::Unresponsive { name }) => assert_eq!(name, path),
         other => panic!("not refused: {other:?}"),
     }
     // Neither space is frozen.
@@ -679,21 +679,21 @@ fn an_open_descriptor_that_has_lost_its_lock_is_not_restored_for_the_locks_of_ot
         for at in [0, 99] {
             let (file, space, lease) = open_file_with_others(path, Mode::Shared, at);
             let documents = leave_behind(vec![space], vec![lease]);
-            let refuses = |expected: fn(&BadEntry) -> bool| {
+            let refuses = |expected: fn(&InvalidEntry) -> bool| {
                 let error = restore(&documents).expect_err("it has lost its lock");
                 assert!(expected(&error.why), "{error}");
                 assert_others(path);
             };
             unlock_ofd(&file, at as i64, 1).unwrap();
-            refuses(|why| matches!(why, BadEntry::OtherLock));
+            refuses(|why| matches!(why, InvalidEntry::OtherLock));
             // In another mode than it was.
             ofd_lock(&file, true, at as i64, 1).unwrap();
-            refuses(|why| matches!(why, BadEntry::OtherLock));
+            refuses(|why| matches!(why, InvalidEntry::OtherLock));
             assert_eq!(held_at(path, at as i64), Some(Mode::Exclusive));
             ofd_lock(&file, false, at as i64, 1).unwrap();
             // One that the first close of any descriptor would drop.
             record_lock(&file, true, 300, 1).unwrap();
-            refuses(|why| matches!(why, BadEntry::RecordLock));
+            refuses(|why| matches!(why, InvalidEntry::RecordLock));
             unlock_record(&file, 300, 1).unwrap();
             restore(&documents).unwrap();
             unlock_ofd(&file, 0, 0).unwrap();

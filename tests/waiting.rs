@@ -358,7 +358,7 @@ fn a_deadline_is_never_early() {
                 let elapsed = started.elapsed();
                 assert!(elapsed >= time, "{way}: {elapsed:?} of {time:?}");
                 // On a busy machine, a helper may not have come to ask the file system by then.
-                if mode.is_none() && matches!(refused, Err(AcquireError::Stuck { .. })) {
+                if mode.is_none() && matches!(refused, Err(AcquireError::Unresponsive { .. })) {
                     continue;
                 }
                 let refused = busy(refused);
@@ -960,7 +960,7 @@ fn hung_fs() -> Option<HungFs> {
 #[track_caller]
 fn is_stuck(result: Acquired, path: &Path) -> Duration {
     match result {
-        Err(AcquireError::Stuck { name, path: said, waited }) => {
+        Err(AcquireError::Unresponsive { name, path: said, waited }) => {
             assert_eq!((&*name, &*said), (path.as_os_str(), path));
             waited
         }
@@ -1012,7 +1012,7 @@ fn late_success(hung: &HungFs, mode: Mode, somebody_waits: bool) {
     eventually("the resource can be acquired again", || {
         match space.acquire(C, Request::exclusive(&path), Wait::NO) {
             Ok(granted) => lease = Some(granted),
-            Err(AcquireError::Stuck { .. }) => {}
+            Err(AcquireError::Unresponsive { .. }) => {}
             Err(error) => panic!("the late success was not given back: {error}"),
         }
         lease.is_some()

@@ -1,0 +1,381 @@
+//! Names, and the paths that they lead to.
+//!
+//! A [`Naming`] is chosen once for a space; a [`Target`](crate::Target) says which resource is meant,
+//! each time.
+
+use std::ffi::{CStr, OsStr};
+use std::hash::{BuildHasher, Hasher};
+use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
+
+use hashbrown::DefaultHashBuilder;
+use md5::Digest as _;
+use smallvec::SmallVec;
+
+use crate::engine::directory::Directory;
+use crate::error::OpenError;
+use crate::types::{InvalidRequest, Naming, NamingKind, Scheme};
+
+/// The longest path that the kernel takes (`PATH_MAX` without its NUL), and so the longest name.
+const LONGEST_NAME: usize = 4095;
+/// The longest path component (`NAME_MAX`).
+const LONGEST_COMPONENT: usize = 255;
+
+impl Naming {
+    /// Opens the directory, if there is one, making it with `dir_mode` where it is missing.
+    pub(crate) fn open(self, dir_mode: u32) -> Result<Place, OpenError> {
+        Ok(match self.0 {
+            NamingKind::Directory(scheme, path) => {
+                Place::Directory(scheme, Arc::new(Directory::open(&path, dir_mode)?))
+            }
+            NamingKind::Direct => Place::Direct,
+            NamingKind::InMemory => Place::InMemory,
+        })
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl Naming {
+    /// The naming of this word, as [`Place::word`] writes it; `None` for a word that is none, or
+    /// whose feature is missing.
+    pub(crate) fn from_word(word: &str, directory: Option<PathBuf>) -> Option<Self> {
+        match (word, directory) {
+            ("md5", Some(directory)) => Some(Self::md5(directory)),
+            #[cfg(feature = "sha256")]
+            ("sha256", Some(directory)) => Some(Self::sha256(directory)),
+            ("verbatim", Some(directory)) => Some(Self::verbatim(directory)),
+            ("direct", None) => Some(Self::direct()),
+            ("in-memory", None) => Some(Self::in_memory()),
+            _ => None,
+        }
+    }
+
+    /// Opens the directory, if there is one, only if it is there.
+    pub(crate) fn reopen(self) -> Result<Place, OpenError> {
+        Ok(match self.0 {
+            NamingKind::Directory(scheme, path) => {
+                Place::Directory(scheme, Arc::new(Directory::reopen(&path)?))
+            }
+            NamingKind::Direct => Place::Direct,
+            NamingKind::InMemory => Place::InMemory,
+        })
+    }
+}
+
+#[cfg(feature = "snapshot")]
+impl Place {
+    /// The naming in a word.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::Directory(Scheme::Md5, _) => "md5",
+            #[cfg(feature = "sha256")]
+            Self::Directory(Scheme::Sha256, _) => "sha256",
+            Self::Directory(Scheme::Verbatim, _) => "verbatim",
+            Self::Direct => "direct",
+            Self::InMemory => "in-memory",
+        }
+    }
+}
+
+/// A [`Naming`] with its directory open: where a space's names lead.
+#[derive(Debug)]
+pub(crate) enum Place {
+    Directory(Scheme, Arc<Directory>),
+    Direct,
+    InMemory,
+}
+
+impl Place {
+    pub(crate) fn directory(&self) -> Option<&Directory> {
+        match self {
+            Self::Directory(_, directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// The name with its way to a file, if such a name can be here.
+    pub(crate) fn name<'a>(&self, text: impl Into<Text<'a>>) -> Result<Arc<Name>, InvalidRequest> {
+        let text = text.into();
+        check(&text)?;
+        let way = match self {
+            Self::Directory(scheme, directory) => {
+                if *scheme == Scheme::Verbatim {
+                    check_component(&text)?;
+                }
+                Way::In(*scheme, Arc::clone(directory))
+            }
+            Self::Direct if text.as_bytes().first() != Some(&b'/') => {
+                return Err(InvalidRequest::Relative);
+            }
+            Self::Direct => Way::Path,
+            Self::InMemory => Way::Nowhere,
+        };
+        Ok(Name::new(&text, way))
+    }
+
+    /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
+    pub(crate) fn name_of_opened<'a>(
+        text: impl Into<Text<'a>>,
+        path: PathBuf,
+    ) -> Result<Arc<Name>, InvalidRequest> {
+        let text = text.into();
+        check(&text)?;
+        Ok(Name::new(&text, Way::Opened(Box::new(path))))
+    }
+}
+
+/// What no naming allows: such a name could never be written where C strings are.
+pub(crate) fn check(text: &OsStr) -> Result<(), InvalidRequest> {
+    match text.as_bytes() {
+        [] => Err(InvalidRequest::Empty),
+        bytes if bytes.len() > LONGEST_NAME => Err(InvalidRequest::TooLong { max: LONGEST_NAME }),
+        bytes if bytes.contains(&0) => Err(InvalidRequest::Nul),
+        _ => Ok(()),
+    }
+}
+
+/// What a name that is a file name cannot be.
+pub(crate) fn check_component(text: &OsStr) -> Result<(), InvalidRequest> {
+    match text.as_bytes() {
+        bytes if bytes.len() > LONGEST_COMPONENT => {
+            Err(InvalidRequest::TooLong { max: LONGEST_COMPONENT })
+        }
+        b"." | b".." => Err(InvalidRequest::NotOneComponent),
+        bytes if bytes.contains(&b'/') => Err(InvalidRequest::NotOneComponent),
+        _ => Ok(()),
+    }
+}
+
+/// A resource's name, and its way to the lock file.
+///
+/// One stands in memory for each resource that is held, so it keeps nothing that can be made
+/// again: neither its hash nor its digest.
+#[derive(Debug)]
+pub(crate) struct Name {
+    /// Of up to 32 bytes, as hashed names are, without an allocation of its own.
+    text: SmallVec<[u8; 32]>,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    In(Scheme, Arc<Directory>),
+    Path,
+    /// Boxed twice, as hardly any name is one.
+    Opened(Box<PathBuf>),
+    Nowhere,
+}
+
+/// Where a name leads, written out for those who make system calls.
+pub(crate) enum Leads<'a> {
+    /// To a file in a directory: by its whole path, and by its name there.
+    In { directory: &'a Directory, whole: &'a CStr, file: &'a CStr },
+    /// To the file of this path.
+    To(&'a CStr),
+    /// Nowhere: the resource is in memory only, or is somebody's open descriptor.
+    Nowhere,
+}
+
+impl Leads<'_> {
+    /// The path of the file; empty where there is none.
+    #[cold]
+    pub(crate) fn path(&self) -> PathBuf {
+        match self {
+            Self::In { whole: path, .. } | Self::To(path) => {
+                PathBuf::from(OsStr::from_bytes(path.to_bytes()))
+            }
+            Self::Nowhere => PathBuf::new(),
+        }
+    }
+}
+
+/// A path of these parts with its NUL, in this room if that is large enough.
+fn join<'a>(parts: [&[u8]; 2], room: &'a mut [u8; 320], more: &'a mut Vec<u8>) -> &'a CStr {
+    let [first, second] = parts;
+    let len = first.len() + second.len();
+    let path = match room.get_mut(..=len) {
+        Some(path) => path,
+        None => {
+            more.resize(len + 1, 0);
+            &mut more[..]
+        }
+    };
+    path[..first.len()].copy_from_slice(first);
+    path[first.len()..len].copy_from_slice(second);
+    CStr::from_bytes_with_nul(path).expect("neither a name nor an open directory's path has a NUL")
+}
+
+/// The digest in hexadecimal, in this room.
+fn hexadecimal<'a>(digest: &[u8], room: &'a mut [u8; 64]) -> &'a [u8] {
+    let text = &mut room[..2 * digest.len()];
+    hex::encode_to_slice(digest, text).expect("it is twice as long");
+    text
+}
+
+impl Name {
+    fn new(text: &OsStr, way: Way) -> Arc<Self> {
+        Arc::new(Self { text: SmallVec::from_slice(text.as_bytes()), way })
+    }
+
+    /// The name that the caller knows.
+    pub(crate) fn text(&self) -> &OsStr {
+        OsStr::from_bytes(&self.text)
+    }
+
+    /// Tells where it leads. That is written down on the stack, since every acquire comes this way;
+    /// a hashed name is hashed for it, each time.
+    pub(crate) fn lead<T>(&self, to: impl FnOnce(&Leads<'_>) -> T) -> T {
+        let (mut room, mut more) = ([0; 320], Vec::new());
+        match &self.way {
+            Way::In(scheme, directory) => {
+                let mut digits = [0; 64];
+                let file = match scheme {
+                    Scheme::Md5 => hexadecimal(&md5::Md5::digest(&self.text), &mut digits),
+                    #[cfg(feature = "sha256")]
+                    Scheme::Sha256 => hexadecimal(&sha2::Sha256::digest(&self.text), &mut digits),
+                    Scheme::Verbatim => &self.text,
+                };
+                let whole = join([directory.prefix(), file], &mut room, &mut more);
+                let file = &whole.to_bytes_with_nul()[directory.prefix().len()..];
+                let file = CStr::from_bytes_with_nul(file).expect("it is the end of the whole");
+                to(&Leads::In { directory, whole, file })
+            }
+            Way::Path => to(&Leads::To(join([&self.text, &[]], &mut room, &mut more))),
+            Way::Opened(_) | Way::Nowhere => to(&Leads::Nowhere),
+        }
+    }
+
+    /// The name by which libvirt's clients know the resource, if that is not the name itself: the
+    /// SHA-256 of it.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn sent_to_libvirt(&self) -> Option<String> {
+        match &self.way {
+            #[cfg(feature = "sha256")]
+            Way::In(Scheme::Sha256, _) => Some(hex::encode(sha2::Sha256::digest(&self.text))),
+            _ => None,
+        }
+    }
+
+    /// The directory that its file is in, where that is a space's.
+    pub(crate) fn directory(&self) -> Option<&Directory> {
+        match &self.way {
+            Way::In(_, directory) => Some(directory),
+            _ => None,
+        }
+    }
+
+    /// Whether it is the path of the file itself.
+    pub(crate) fn is_path(&self) -> bool {
+        matches!(self.way, Way::Path)
+    }
+
+    /// Whether there is no file to open.
+    pub(crate) fn leads_nowhere(&self) -> bool {
+        matches!(self.way, Way::Opened(_) | Way::Nowhere)
+    }
+
+    /// Whether it stands for somebody's open file.
+    pub(crate) fn is_of_opened(&self) -> bool {
+        matches!(self.way, Way::Opened(_))
+    }
+
+    /// Whether this is the path of the lock file, without an allocation; `false` may be wrong.
+    #[cfg(feature = "snapshot")]
+    pub(crate) fn has_path(&self, path: &str) -> bool {
+        self.lead(|leads| match leads {
+            Leads::In { whole: own, .. } | Leads::To(own) => own.to_bytes() == path.as_bytes(),
+            Leads::Nowhere => false,
+        })
+    }
+
+    /// The path of the lock file; empty where there is none.
+    #[cold]
+    pub(crate) fn path(&self) -> PathBuf {
+        match &self.way {
+            Way::Opened(path) => path.to_path_buf(),
+            _ => self.lead(|leads| leads.path()),
+        }
+    }
+}
+
+/// The text of a name, and its hash, which is computed once for each call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Text<'a> {
+    text: &'a OsStr,
+    hash: u64,
+}
+
+impl<'a> From<&'a OsStr> for Text<'a> {
+    #[inline]
+    fn from(text: &'a OsStr) -> Self {
+        // Seeded at random in each process: who chooses names must not know which collide.
+        static HASHER: LazyLock<DefaultHashBuilder> = LazyLock::new(DefaultHashBuilder::default);
+        let mut hasher = HASHER.build_hasher();
+        hasher.write(text.as_bytes());
+        Self { text, hash: hasher.finish() }
+    }
+}
+
+impl<'a> Text<'a> {
+    pub(crate) fn hash(self) -> u64 {
+        self.hash
+    }
+
+    pub(crate) fn as_str(self) -> &'a OsStr {
+        self.text
+    }
+}
+
+impl Deref for Text<'_> {
+    type Target = OsStr;
+
+    fn deref(&self) -> &OsStr {
+        self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(place: &Place, name: impl AsRef<OsStr>) -> InvalidRequest {
+        place.name(OsStr::new(&name)).expect_err("no such name can be")
+    }
+
+    #[test]
+    fn each_naming_refuses_what_it_cannot_write_down() {
+        let dir = tempfile::tempdir().unwrap();
+        let verbatim = Naming::verbatim(dir.path()).open(0o700).unwrap();
+        for name in [".", "..", "a/b", "/a", "../x"] {
+            assert_eq!(refused(&verbatim, name), InvalidRequest::NotOneComponent, "{name}");
+        }
+        assert_eq!(refused(&verbatim, "x".repeat(256)), InvalidRequest::TooLong { max: 255 });
+        verbatim.name("x".repeat(255).as_ref()).unwrap();
+
+        let hashed = Naming::md5(dir.path()).open(0o700).unwrap();
+        for place in [&verbatim, &hashed, &Place::Direct, &Place::InMemory] {
+            assert_eq!(refused(place, ""), InvalidRequest::Empty);
+            assert_eq!(refused(place, "/a\0b"), InvalidRequest::Nul);
+            assert!(matches!(refused(place, "/".repeat(4096)), InvalidRequest::TooLong { .. }));
+        }
+        assert_eq!(refused(&Place::Direct, "a"), InvalidRequest::Relative);
+    }
+
+    #[test]
+    fn hashed_names_are_those_of_every_other_tool() {
+        let dir = tempfile::tempdir().unwrap();
+        let place = Naming::md5(dir.path()).open(0o700).unwrap();
+        // printf abc | md5sum
+        let name = place.name(OsStr::new("abc")).unwrap();
+        assert_eq!(name.path(), dir.path().join("900150983cd24fb0d6963f7d28e17f72"));
+        #[cfg(feature = "sha256")]
+        {
+            let place = Naming::sha256(dir.path()).open(0o700).unwrap();
+            let name = place.name(OsStr::new("abc")).unwrap();
+            let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+            assert_eq!(name.path(), dir.path().join(hash));
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! How threads sleep and are woken.
+//!
+//! This layer uses `types` and `sys`. It knows no files, no resources and no owners.
+
+mod monitor;
+mod waker;
+
+pub(crate) use monitor::Monitor;
+pub(crate) use waker::Waker;

@@ -1,0 +1,30 @@
+//! How a path reads in a message.
+
+use std::fmt;
+use std::path::Path;
+
+/// A path as a message shows it: plain, or quoted where a character in it could forge a line.
+pub(crate) struct DisplayPath<'a>(pub(crate) &'a Path);
+
+impl fmt::Display for DisplayPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_str() {
+            Some(text) if text.chars().flat_map(char::escape_debug).eq(text.chars()) => {
+                f.write_str(text)
+            }
+            _ => write!(f, "{:?}", self.0),
+        }
+    }
+}
+
+/// What a sentence about a file begins with, whether it has a path or not.
+pub(super) struct FileSubject<'a>(pub(super) &'a Path);
+
+impl fmt::Display for FileSubject<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            path if path.as_os_str().is_empty() => f.write_str("it is"),
+            path => write!(f, "{} is", DisplayPath(path)),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! What a caller asks for: which resource, in which mode, on which bytes.
+
+use super::{ByteRange, Mode, Target};
+
+/// One wish: a [`Target`] and the [`Mode`] it is wanted in, with what more there is to say.
+///
+/// ```
+/// use lockspace::{ByteRange, Mode, Request, Target};
+///
+/// let base = Request::shared(Target::image("/img/base.qcow2")).auto_create();
+/// let disk = Request::exclusive("disk-7").range(ByteRange::WHOLE_FILE);
+/// let by_mode = Request::new(Mode::Exclusive, "disk-8");
+/// ```
+#[derive(Clone, Debug)]
+#[must_use = "a request does nothing until it is given to `LockSpace::acquire`"]
+pub struct Request<'a> {
+    pub(crate) target: Target<'a>,
+    pub(crate) settings: Settings,
+}
+
+/// All that a request says beside its target.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    pub(crate) mode: Mode,
+    /// `None`: the range that the space was built with.
+    pub(crate) range: Option<ByteRange>,
+    pub(crate) auto_create: bool,
+    pub(crate) upgradable: bool,
+    pub(crate) refuse_hard_links: bool,
+}
+
+impl<'a> Request<'a> {
+    /// The target in this mode.
+    pub fn new(mode: Mode, target: impl Into<Target<'a>>) -> Self {
+        let settings = Settings {
+            mode,
+            range: None,
+            auto_create: false,
+            upgradable: false,
+            refuse_hard_links: false,
+        };
+        Self { target: target.into(), settings }
+    }
+
+    /// The target for one hold alone.
+    pub fn exclusive(target: impl Into<Target<'a>>) -> Self {
+        Self::new(Mode::Exclusive, target)
+    }
+
+    /// The target beside other shared holds.
+    pub fn shared(target: impl Into<Target<'a>>) -> Self {
+        Self::new(Mode::Shared, target)
+    }
+
+    /// Creates the lock file, never an image, where there is none, and removes it with the last
+    /// release.
+    ///
+    /// Who asks for this also cleans up a file that was there before, such as one that a killed
+    /// program left. Of several shared holds, the first in the process decides. A direct space
+    /// refuses it: the file there is the user's image. For [`Target::opened`] it means nothing.
+    ///
+    /// Do not ask for this where a program that does not look whether the file it has locked still
+    /// has its name, such as LXC, uses the same lock files. It can wait for a file that is removed,
+    /// and lock that while the next hold here locks a new one.
+    /// [`LockSpace::create`](crate::LockSpace::create) makes a file that stays.
+    #[doc(alias = "VIR_LOCK_SPACE_ACQUIRE_AUTOCREATE")]
+    pub fn auto_create(mut self) -> Self {
+        self.settings.auto_create = true;
+        self
+    }
+
+    /// Opens the file for writing even for a shared hold, so that the hold can become exclusive
+    /// later. Only a direct space needs this: it opens for reading alone otherwise, so that a
+    /// read-only image can be shared. Of several shared holds, the first in the process decides.
+    pub fn upgradable(mut self) -> Self {
+        self.settings.upgradable = true;
+        self
+    }
+
+    /// Locks these bytes instead of the range of the space ([`ByteRange::FIRST`] unless its
+    /// builder said otherwise). All holds of one resource in a process have the same range.
+    pub fn range(mut self, range: ByteRange) -> Self {
+        self.settings.range = Some(range);
+        self
+    }
+
+    /// Refuses a file that has more than one name. Behind hashed names, two hard links of one
+    /// image are two resources; this is how to be told.
+    pub fn refuse_hard_links(mut self) -> Self {
+        self.settings.refuse_hard_links = true;
+        self
+    }
+}
