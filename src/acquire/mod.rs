@@ -19,8 +19,7 @@ use parking_lot::MutexGuard;
 
 use crate::api::lease::{Lease, Leases};
 use crate::core::{Inner, Map, Transition};
-use crate::engine::lock_file::{self, Ask, LockFile, Refusal, Retried};
-use crate::engine::name::{Name, Place, Text};
+use crate::engine::{self, Key, LockError, LockFile, Name, OpenNaming, Retried};
 use crate::error::{AcquireError, Busy};
 use crate::table::fairness::{Began, COURTESY, Contention, TurnKey};
 use crate::table::slots::Slot;
@@ -29,7 +28,8 @@ use crate::table::{
     WakeList, Wish,
 };
 use crate::types::{
-    FileId, InvalidRequest, IoError, Mode, Origin, OwnerId, Request, Settings, Target, TargetKind,
+    FileId, InvalidRequest, IoError, LockSpec, Mode, Origin, OwnerId, Request, Settings, Target,
+    TargetKind,
 };
 use crate::wait::watch::{Lent, Watch};
 use crate::wait::worker_pool::{CallQueue, Late, OnTimeout};
@@ -84,7 +84,7 @@ impl<'a> Wanted<'a> {
     fn found(
         target: &'a Target<'a>,
         settings: Settings,
-        found: Result<Found, Refusal>,
+        found: Result<Found, LockError>,
     ) -> Result<Self, AcquireError> {
         match found {
             Ok(found) => Ok(Self::of(target, settings, Some(found))),
@@ -103,7 +103,7 @@ impl<'a> Wanted<'a> {
                 settings,
             },
             (Some(Found::Opened(id)), TargetKind::Opened(_, fd)) => {
-                let path_of_opened = lock_file::path_of(*fd);
+                let path_of_opened = engine::path_of(*fd);
                 Self { text, opened: Some((*fd, id)), path_of_opened, image: None, settings }
             }
             _ => {
@@ -144,7 +144,7 @@ impl Look {
         match &target.0 {
             TargetKind::Name(_) => {
                 let special = settings.auto_create || settings.refuse_hard_links;
-                special && matches!(inner.place, Place::Direct)
+                special && matches!(inner.place, OpenNaming::Direct)
             }
             TargetKind::Image(_) | TargetKind::NewImage(_) | TargetKind::Opened(..) => true,
         }
@@ -156,7 +156,7 @@ impl Look {
         target: &Target<'_>,
         settings: Settings,
     ) -> Result<Option<Self>, AcquireError> {
-        let direct = matches!(inner.place, Place::Direct);
+        let direct = matches!(inner.place, OpenNaming::Direct);
         if direct && settings.auto_create && !matches!(target.0, TargetKind::Opened(..)) {
             let (name, why) = (target.text().to_owned(), InvalidRequest::AutoCreateInDirect);
             return Err(AcquireError::Invalid { name, why });
@@ -166,7 +166,7 @@ impl Look {
             TargetKind::Image(path) => Some(Self::Image(path.to_path_buf(), links)),
             TargetKind::NewImage(path) => Some(Self::NewImage(path.to_path_buf(), links)),
             TargetKind::Opened(_, fd) => {
-                let fd = lock_file::duplicate(*fd);
+                let fd = engine::duplicate(*fd);
                 let fd = fd.map_err(|why| refused(why, target.text(), PathBuf::new))?;
                 Some(Self::Opened(fd, links))
             }
@@ -181,7 +181,7 @@ impl Look {
             Self::Image(path, _) | Self::NewImage(path, _) | Self::Links(path) => {
                 lane_of_path(path)
             }
-            Self::Opened(fd, _) => CallQueue::Mount(lock_file::mount_of(fd.as_fd())),
+            Self::Opened(fd, _) => CallQueue::Mount(engine::mount_of(fd.as_fd())),
         }
     }
 
@@ -192,25 +192,25 @@ impl Look {
         }
     }
 
-    fn run(self) -> Result<Found, Refusal> {
+    fn run(self) -> Result<Found, LockError> {
         match self {
             Self::Image(path, links) => {
-                let resolved = lock_file::resolve_image(&path, links);
+                let resolved = engine::resolve_image(&path, links);
                 resolved.map(|(path, id)| Found::Image(path, Some(id)))
             }
             Self::NewImage(path, links) => {
-                let resolved = lock_file::resolve_new_image(&path, links);
+                let resolved = engine::resolve_new_image(&path, links);
                 resolved.map(|(path, id)| Found::Image(path, id))
             }
-            Self::Opened(fd, links) => lock_file::id_of(fd.as_fd(), links).map(Found::Opened),
-            Self::Links(path) => lock_file::refuse_hard_links(&path).map(|()| Found::OneName),
+            Self::Opened(fd, links) => engine::id_of(fd.as_fd(), links).map(Found::Opened),
+            Self::Links(path) => engine::refuse_hard_links(&path).map(|()| Found::OneName),
         }
     }
 }
 
 /// The system calls of an acquire, for whichever thread makes them.
 struct Attempt {
-    ask: Ask,
+    spec: LockSpec,
     opened: Option<(OwnedFd, FileId)>,
 }
 
@@ -218,16 +218,16 @@ struct Attempt {
 type Taken = (Option<LockFile>, Origin);
 
 impl Attempt {
-    fn new(inner: &Inner, wanted: &Wanted<'_>) -> Result<Self, Refusal> {
+    fn new(inner: &Inner, wanted: &Wanted<'_>) -> Result<Self, LockError> {
         let opened = match wanted.opened {
-            Some((fd, id)) => Some((lock_file::duplicate(fd)?, id)),
+            Some((fd, id)) => Some((engine::duplicate(fd)?, id)),
             None => None,
         };
         Ok(Self::of(inner, wanted.settings, opened))
     }
 
     fn of(inner: &Inner, settings: Settings, opened: Option<(OwnedFd, FileId)>) -> Self {
-        let ask = Ask {
+        let spec = LockSpec {
             mode: settings.mode,
             range: settings.range.unwrap_or(inner.range),
             create: settings.auto_create,
@@ -235,23 +235,23 @@ impl Attempt {
             upgradable: settings.upgradable,
             refuse_hard_links: settings.refuse_hard_links,
         };
-        Self { ask, opened }
+        Self { spec, opened }
     }
 
     fn is_in_memory(&self, name: &Name) -> bool {
         self.opened.is_none() && name.leads_nowhere()
     }
 
-    fn run(self, inner: &Inner, name: &Name) -> Result<Taken, Refusal> {
+    fn run(self, inner: &Inner, name: &Name) -> Result<Taken, LockError> {
         if self.is_in_memory(name) {
             return Ok((None, Origin::InMemory));
         }
         if let Some((fd, id)) = self.opened {
-            let file = LockFile::take_opened(inner.process, fd, id, &self.ask)?;
+            let file = LockFile::lock_opened(&inner.process.inodes, fd, id, &self.spec)?;
             return Ok((Some(file), Origin::Opened));
         }
-        let file = LockFile::take(name, &self.ask, &inner.stale)?;
-        Ok((Some(file), origin(self.ask.create)))
+        let file = LockFile::open_and_lock(name, &self.spec, &inner.stale)?;
+        Ok((Some(file), origin(self.spec.create)))
     }
 }
 
@@ -312,7 +312,7 @@ impl Inner {
         if Look::is_needed(self, &request.target, &request.settings) {
             return self.try_after_a_look(owner, request);
         }
-        let key = Text::from(request.target.text());
+        let key = Key::from(request.target.text());
         let mut map = self.map.lock();
         let slot = map.resources.find(key);
         // What is simply held is refused or joined at once, and nothing is made ready for more.
@@ -350,7 +350,7 @@ impl Inner {
     fn try_further(
         self: &Arc<Self>,
         map: MutexGuard<'_, Map>,
-        key: Text<'_>,
+        key: Key<'_>,
         slot: Option<Slot>,
         owner: OwnerId,
         request: &Request<'_>,
@@ -361,7 +361,7 @@ impl Inner {
             let name = match self.place.name(key) {
                 Ok(name) => name,
                 Err(why) => {
-                    return Err(AcquireError::Invalid { name: key.as_str().to_owned(), why });
+                    return Err(AcquireError::Invalid { name: key.text().to_owned(), why });
                 }
             };
             let transition = self.begin(map, key.hash(), name, wish.claim());
@@ -376,14 +376,14 @@ impl Inner {
         owner: OwnerId,
         wanted: &Wanted<'_>,
     ) -> Result<Lease, AcquireError> {
-        let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
+        let (wish, key) = (wanted.wish(self, owner), Key::from(&*wanted.text));
         self.try_with(self.map.lock(), key, wish, wanted)
     }
 
     fn try_with(
         self: &Arc<Self>,
         map: MutexGuard<'_, Map>,
-        key: Text<'_>,
+        key: Key<'_>,
         wish: Wish,
         wanted: &Wanted<'_>,
     ) -> Result<Lease, AcquireError> {
@@ -402,14 +402,14 @@ impl Inner {
         self: &Arc<Self>,
         transition: Transition<'_>,
         wish: &Wish,
-        taken: Result<Taken, Refusal>,
+        taken: Result<Taken, LockError>,
     ) -> Result<Lease, AcquireError> {
         match taken {
             Ok(taken) => {
                 let turn = self.process.turns.go_on(|| turn_key(&transition.name));
                 Ok(self.granted(transition, wish, taken, turn))
             }
-            Err(Refusal::Contended(file)) => {
+            Err(LockError::Contended(file)) => {
                 let id = file.id();
                 // Before it is anybody else's turn.
                 drop(file);
@@ -447,13 +447,13 @@ impl Inner {
     fn admit<'a>(
         &'a self,
         mut map: MutexGuard<'a, Map>,
-        key: Text<'_>,
+        key: Key<'_>,
         mut wish: Wish,
         wanted: &Wanted<'_>,
         waiter: Option<&Arc<Waiter>>,
         context: Option<&WaitContext>,
     ) -> Result<Admitted<'a>, AcquireError> {
-        let text = key.as_str();
+        let text = key.text();
         let bad = |why| AcquireError::Invalid { name: text.to_owned(), why };
         loop {
             if map.is_frozen() {
@@ -534,18 +534,18 @@ impl Inner {
         context: Option<&WaitContext>,
     ) -> Result<FileId, AcquireError> {
         let text = name.text();
-        if !matches!(self.place, Place::Direct) {
+        if !matches!(self.place, OpenNaming::Direct) {
             // A lock file, or memory, is never the file that a caller has open.
             let why = InvalidRequest::OtherFile;
             return Err(AcquireError::Invalid { name: text.to_owned(), why });
         }
         let path = PathBuf::from(text);
         let id = match context {
-            None => lock_file::id_at(&path),
+            None => engine::id_at(&path),
             Some(context) => {
                 let lane = lane_of_path(&path);
                 let path_of_helper = path.clone();
-                let look = move || lock_file::id_at(&path_of_helper);
+                let look = move || engine::id_at(&path_of_helper);
                 let unbegun = OnTimeout::Remove;
                 let helpers = &self.process.helpers;
                 let looked = helpers.run(lane, context, unbegun, look, drop, || ());
@@ -555,9 +555,9 @@ impl Inner {
         id.map_err(|refusal| refused(refusal, text, || path))
     }
 
-    fn name(&self, key: Text<'_>, wanted: &Wanted<'_>) -> Result<Arc<Name>, InvalidRequest> {
+    fn name(&self, key: Key<'_>, wanted: &Wanted<'_>) -> Result<Arc<Name>, InvalidRequest> {
         match wanted.opened {
-            Some(_) => Place::name_of_opened(key, wanted.path_of_opened.clone()),
+            Some(_) => OpenNaming::name_of_opened(key, wanted.path_of_opened.clone()),
             None => self.place.name(key),
         }
     }
@@ -620,7 +620,7 @@ impl Inner {
         context: &WaitContext,
         refused: Refused,
     ) -> Result<Lease, AcquireError> {
-        let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
+        let (wish, key) = (wanted.wish(self, owner), Key::from(&*wanted.text));
         let waiter = Waiter::new(&context.waker);
         loop {
             if context.over() == Some(WaitEnd::Cancelled) {
@@ -752,7 +752,7 @@ impl Inner {
 
     fn lane(&self, name: &Name, wanted: &Wanted<'_>) -> CallQueue {
         match wanted.opened {
-            Some((fd, _)) => CallQueue::Mount(lock_file::mount_of(fd)),
+            Some((fd, _)) => CallQueue::Mount(engine::mount_of(fd)),
             None => lane_of(name),
         }
     }
@@ -831,7 +831,7 @@ impl Inner {
         let mut map = self.map.lock();
         let mut for_others = None;
         for wanted in wanted {
-            let (wish, key) = (wanted.wish(self, owner), Text::from(&*wanted.text));
+            let (wish, key) = (wanted.wish(self, owner), Key::from(&*wanted.text));
             match map.find(key) {
                 Some(resource) if resource.would_wait_for_itself(&wish) => {
                     return Err(AcquireError::Deadlock { name: wanted.text.to_os_string() });
@@ -1209,17 +1209,17 @@ impl Head<'_> {
         };
         match taken {
             Ok(taken) => Ok(Ok(taken)),
-            Err(Refusal::Contended(file)) => Ok(Err(file)),
+            Err(LockError::Contended(file)) => Ok(Err(file)),
             Err(refusal) => Err(self.refused(refusal)),
         }
     }
 
-    fn attempt_by_helper(&self, attempt: Attempt) -> Result<Result<Taken, Refusal>, End> {
+    fn attempt_by_helper(&self, attempt: Attempt) -> Result<Result<Taken, LockError>, End> {
         let (inner, name) = (Arc::clone(self.inner), Arc::clone(self.name()));
         let opened = attempt.opened.is_some();
         let work = move || {
             let mut taken = attempt.run(&inner, &name);
-            if let Ok((Some(file), _)) | Err(Refusal::Contended(file)) = &mut taken {
+            if let Ok((Some(file), _)) | Err(LockError::Contended(file)) = &mut taken {
                 file.learn_whether_local(&name);
             }
             taken
@@ -1314,10 +1314,10 @@ impl Head<'_> {
         origin: Origin,
         held: Option<Mode>,
         mut watch: Option<&mut Watch>,
-    ) -> Result<(LockFile, Result<Retried, Refusal>), End> {
+    ) -> Result<(LockFile, Result<Retried, LockError>), End> {
         let (mode, opened) = (self.wish.mode, self.wish.opened);
         let retry = move |file: &LockFile, inner: &Inner, name: &Name| match opened {
-            true => file.retry_opened(inner.process, mode),
+            true => file.retry_opened(&inner.process.inodes, mode),
             false => file.retry(name, held, mode, &inner.stale),
         };
         if file.is_local() {
@@ -1437,7 +1437,7 @@ impl Head<'_> {
         })
     }
 
-    fn refused(&self, refusal: Refusal) -> End {
+    fn refused(&self, refusal: LockError) -> End {
         End::from(refused(refusal, self.name().text(), || self.name().path()))
     }
 }
@@ -1459,7 +1459,7 @@ pub(crate) fn unlink_of(origin: Origin, mode: Mode) -> Option<Mode> {
 
 /// By what its turns are known.
 fn turn_key(name: &Name) -> TurnKey {
-    TurnKey::new(name.directory(), Text::from(name.text()).hash())
+    TurnKey::new(name.directory(), Key::from(name.text()).hash())
 }
 
 /// Of a name that is no caller's open file.
@@ -1519,17 +1519,19 @@ fn stuck(resource: &Resource) -> AcquireError {
 /// A refusal as the caller sees it.
 #[cold]
 pub(crate) fn refused(
-    refusal: Refusal,
+    refusal: LockError,
     text: &OsStr,
     path: impl FnOnce() -> PathBuf,
 ) -> AcquireError {
     let name = text.to_owned();
     match refusal {
-        Refusal::NotFound => AcquireError::NotFound { name, path: path() },
-        Refusal::Bad(why) => AcquireError::Invalid { name, why },
-        Refusal::Moved(directory) => AcquireError::DirectoryReplaced { name, directory },
-        Refusal::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
-        Refusal::Io(error) => AcquireError::Io(error),
-        Refusal::Contended(_) => unreachable!("told by who knows the holds"),
+        LockError::NotFound => AcquireError::NotFound { name, path: path() },
+        LockError::Invalid(why) => AcquireError::Invalid { name, why },
+        LockError::DirectoryReplaced(directory) => {
+            AcquireError::DirectoryReplaced { name, directory }
+        }
+        LockError::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
+        LockError::Io(error) => AcquireError::Io(error),
+        LockError::Contended(_) => unreachable!("told by who knows the holds"),
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use crate::core::{Inner, untold};
-use crate::engine::name::Name;
+use crate::engine::Name;
 use crate::error::{AcquireError, ReleaseError, VerifyError};
 use crate::table::Care;
 use crate::table::slots::Slot;

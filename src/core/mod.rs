@@ -19,18 +19,16 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashMap;
 use parking_lot::{Mutex, MutexGuard};
-use rustix::io::Errno;
 
 use crate::acquire::{self, Wanted};
 use crate::api::lease::{Lease, Leases};
 use crate::core::process::Process;
-use crate::engine::holders::{self, HeldBy, Holder, Kind};
-use crate::engine::lock_file::{self, LockFile, Refusal};
-use crate::engine::name::{Name, Place, Text};
+use crate::engine::{self, HeldBy, Holder, Key, Kind, LockError, LockFile, Name, OpenNaming};
 use crate::error::{AcquireError, Busy, LockFileError, OpenError, ReleaseError, VerifyError};
 use crate::sync::Monitor;
 use crate::sync::Waker;
-use crate::sys::procfs::{FdLock, locks_on_descriptor};
+use crate::sys::Errno;
+use crate::sys::procfs::{self, FdLock, locks_on_descriptor};
 use crate::table::fairness::{Began, TurnKey};
 use crate::table::slots::{Resources, Slot};
 use crate::table::{Care, Claim, Hold, Inherited, Keeping, NoSuchHold, Resource, State, WakeList};
@@ -94,7 +92,7 @@ pub(crate) fn untold(errors: impl IntoIterator<Item = ReleaseError>) {
 /// The map, and what every verb needs.
 pub(crate) struct Inner {
     pub(crate) process: &'static Process,
-    pub(crate) place: Place,
+    pub(crate) place: OpenNaming,
     pub(crate) range: ByteRange,
     pub(crate) file_mode: u32,
     pub(crate) map: Mutex<Map>,
@@ -178,7 +176,7 @@ impl Builder {
         let process = process.map_err(|e| OpenError::Io(IoError::new("mmap", "", e)))?;
         let inner = Inner {
             process,
-            place: self.naming.open(self.dir_mode)?,
+            place: self.naming.open(self.dir_mode).map_err(OpenError::from_io)?,
             range: self.range,
             file_mode: self.file_mode,
             map: Mutex::default(),
@@ -265,7 +263,7 @@ impl LockSpace {
     #[doc(alias = "virLockSpaceCreateResource")]
     pub fn create(&self, name: impl AsRef<OsStr>) -> Result<(), LockFileError> {
         let inner = self.inner();
-        let create = |name: &Name| lock_file::create(name, inner.file_mode);
+        let create = |name: &Name| engine::create_file(name, inner.file_mode);
         inner.change(name.as_ref(), create)
     }
 
@@ -279,7 +277,7 @@ impl LockSpace {
     #[doc(alias = "virLockSpaceDeleteResource")]
     pub fn delete(&self, name: impl AsRef<OsStr>) -> Result<(), LockFileError> {
         let inner = self.inner();
-        let delete = |name: &Name| lock_file::delete(name, &inner.stale);
+        let delete = |name: &Name| engine::delete_file(name, &inner.stale);
         inner.change(name.as_ref(), delete)
     }
 
@@ -523,12 +521,12 @@ impl Inner {
     fn change(
         &self,
         text: &OsStr,
-        change: impl FnOnce(&Name) -> Result<(), Refusal>,
+        change: impl FnOnce(&Name) -> Result<(), LockError>,
     ) -> Result<(), LockFileError> {
         self.process.check().map_err(|creator| LockFileError::Forked { creator })?;
         let bad = |why| LockFileError::Invalid { name: text.to_owned(), why };
         let name = self.place.name(text).map_err(bad)?;
-        let key = Text::from(text);
+        let key = Key::from(text);
         let mut map = self.map.lock();
         while let Some(slot) = map.resources.find(key) {
             let resource = map.resources.at(slot);
@@ -544,20 +542,20 @@ impl Inner {
         let changed = change(&name);
         transition.end();
         changed.map_err(|refusal| match refusal {
-            Refusal::Contended(file) => {
+            LockError::Contended(file) => {
                 LockFileError::Busy(self.contended(name, Mode::Exclusive, file.id()))
             }
-            Refusal::Bad(why) => bad(why),
-            Refusal::Moved(directory) => {
+            LockError::Invalid(why) => bad(why),
+            LockError::DirectoryReplaced(directory) => {
                 LockFileError::DirectoryReplaced { name: text.to_owned(), directory }
             }
-            Refusal::NotFound => {
+            LockError::NotFound => {
                 LockFileError::Io(IoError::new("openat", name.path(), Errno::NOENT))
             }
-            Refusal::Unstable(_) => {
+            LockError::Unstable(_) => {
                 LockFileError::Io(IoError::new("openat", name.path(), Errno::BUSY))
             }
-            Refusal::Io(error) => LockFileError::Io(error),
+            LockError::Io(error) => LockFileError::Io(error),
         })
     }
 
@@ -644,7 +642,7 @@ impl Inner {
     #[cfg(feature = "snapshot")]
     pub(crate) fn restored(
         process: &'static Process,
-        place: Place,
+        place: OpenNaming,
         how: (ByteRange, u32),
         stale: u64,
         holds: impl ExactSizeIterator<Item = (Arc<Name>, Hold)>,
@@ -653,7 +651,7 @@ impl Inner {
         map.resources.reserve(holds.len());
         for (name, hold) in holds {
             let owners = hold.owners.ids();
-            let hash = Text::from(name.text()).hash();
+            let hash = Key::from(name.text()).hash();
             let slot = map.insert(hash, name, State::Held(hold));
             owners.into_iter().for_each(|owner| map.note(slot, owner, Keeping::Begins));
         }
@@ -848,12 +846,12 @@ impl Inner {
         };
         // In memory nothing can be lost.
         let Some((id, number, mode, range)) = seen else { return Ok(()) };
-        if !lock_file::leads_to(name, id).map_err(VerifyError::Io)? {
+        if !name.leads_to(id).map_err(VerifyError::Io)? {
             return Err(VerifyError::Replaced { name: name.text().to_owned(), path: name.path() });
         }
         // The caller's lease keeps this number ours.
         let locks = locks_on_descriptor(number).map_err(|source| {
-            VerifyError::Io(IoError::new("read /proc/self/fdinfo", name.path(), source))
+            VerifyError::Io(IoError::new(procfs::READ_FDINFO, name.path(), source))
         })?;
         let ours = |lock: &FdLock| lock.is_ofd_over(mode, range);
         if locks.iter().any(ours) {
@@ -880,15 +878,13 @@ impl Inner {
         };
         let kernels = match (ours, wanted.opened) {
             // By its number, since another file may be under the name by now.
-            (Some((_, number)), _) => {
-                holders::holders_at(format!("/proc/self/fd/{number}"), &[number])
-            }
-            (None, Some((fd, _))) => holders::holders_of_descriptor(fd, &[]),
+            (Some((_, number)), _) => engine::holders_beside(number),
+            (None, Some((fd, _))) => engine::holders_of_descriptor(fd),
             (None, None) => {
                 let name = self.place.name(text).map_err(bad)?;
                 match name.leads_nowhere() {
                     true => Ok(Vec::new()),
-                    false => holders::holders_at(name.path(), &[]),
+                    false => engine::holders_of(name.path()),
                 }
             }
         };
@@ -897,7 +893,7 @@ impl Inner {
             Ok(kernels) => holders.extend(kernels),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                return Err(AcquireError::Io(IoError::new("read /proc/locks", text, error)));
+                return Err(AcquireError::Io(IoError::new(procfs::READ_LOCKS, text, error)));
             }
         }
         Ok(holders)
@@ -1021,7 +1017,7 @@ struct Kept {
 }
 
 impl Map {
-    pub(crate) fn find(&mut self, text: Text<'_>) -> Option<&mut Resource> {
+    pub(crate) fn find(&mut self, text: Key<'_>) -> Option<&mut Resource> {
         self.resources.find(text).map(|slot| self.resources.at(slot))
     }
 

@@ -1,13 +1,11 @@
 //! The process that a lockspace belongs to.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
-use crate::sync::Monitor;
+use crate::engine::InodeLocks;
 use crate::sys::fork::PerProcess;
 use crate::table::fairness::Turns;
-use crate::types::FileId;
 use crate::wait::watch::Watchers;
 use crate::wait::worker_pool::WorkerPool;
 
@@ -18,8 +16,8 @@ static HERE: PerProcess<Process> = PerProcess::new();
 pub(crate) struct Process {
     /// Its pid, for the message that a forked child gets.
     id: u32,
-    /// The files whose descriptions somebody is about to lock; see [`Process::alone_with`].
-    looked_at: Monitor<HashSet<FileId>>,
+    /// The files of which somebody's open file is about to be locked.
+    pub(crate) inodes: InodeLocks,
     /// Those who make the system calls of whoever waits.
     pub(crate) helpers: WorkerPool,
     pub(crate) watchers: Arc<Watchers>,
@@ -34,7 +32,7 @@ impl Process {
             let watchers = Arc::<Watchers>::default();
             Self {
                 id: std::process::id(),
-                looked_at: Monitor::default(),
+                inodes: InodeLocks::default(),
                 helpers: WorkerPool::new(Arc::clone(&watchers)),
                 watchers,
                 turns: Turns::default(),
@@ -51,28 +49,5 @@ impl Process {
     /// Whether the process that runs this is the one that made it. No system call.
     pub(crate) fn is_here(&'static self) -> bool {
         HERE.is_current(self)
-    }
-
-    /// Waits until no other thread is between its look at the locks of an open file and its own
-    /// lock on it. It is about this one file: no other file's system calls are waited for.
-    pub(crate) fn alone_with(&self, id: FileId) -> Alone<'_> {
-        let mut looked_at = self.looked_at.lock();
-        while !looked_at.insert(id) {
-            looked_at = self.looked_at.wait(looked_at, None);
-        }
-        Alone { process: self, id }
-    }
-}
-
-/// While it lives, no other thread decides about an open file of the same inode.
-pub(crate) struct Alone<'a> {
-    process: &'a Process,
-    id: FileId,
-}
-
-impl Drop for Alone<'_> {
-    fn drop(&mut self) {
-        self.process.looked_at.lock().remove(&self.id);
-        self.process.looked_at.notify_all();
     }
 }

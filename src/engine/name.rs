@@ -5,7 +5,6 @@
 
 use std::ffi::{CStr, OsStr};
 use std::hash::{BuildHasher, Hasher};
-use std::ops::Deref;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
@@ -14,9 +13,9 @@ use hashbrown::DefaultHashBuilder;
 use md5::Digest as _;
 use smallvec::SmallVec;
 
-use crate::engine::directory::Directory;
-use crate::error::OpenError;
-use crate::types::{InvalidRequest, Naming, NamingKind, Scheme};
+use super::directory::Directory;
+use super::lock_path::LockPath;
+use crate::types::{InvalidRequest, IoError, Naming, NamingKind, Scheme};
 
 /// The longest path that the kernel takes (`PATH_MAX` without its NUL), and so the longest name.
 const LONGEST_NAME: usize = 4095;
@@ -25,20 +24,20 @@ const LONGEST_COMPONENT: usize = 255;
 
 impl Naming {
     /// Opens the directory, if there is one, making it with `dir_mode` where it is missing.
-    pub(crate) fn open(self, dir_mode: u32) -> Result<Place, OpenError> {
+    pub(crate) fn open(self, dir_mode: u32) -> Result<OpenNaming, IoError> {
         Ok(match self.0 {
             NamingKind::Directory(scheme, path) => {
-                Place::Directory(scheme, Arc::new(Directory::open(&path, dir_mode)?))
+                OpenNaming::Directory(scheme, Arc::new(Directory::open(&path, dir_mode)?))
             }
-            NamingKind::Direct => Place::Direct,
-            NamingKind::InMemory => Place::InMemory,
+            NamingKind::Direct => OpenNaming::Direct,
+            NamingKind::InMemory => OpenNaming::InMemory,
         })
     }
 }
 
 #[cfg(feature = "snapshot")]
 impl Naming {
-    /// The naming of this word, as [`Place::word`] writes it; `None` for a word that is none, or
+    /// The naming of this word, as [`OpenNaming::word`] writes it; `None` for a word that is none, or
     /// whose feature is missing.
     pub(crate) fn from_word(word: &str, directory: Option<PathBuf>) -> Option<Self> {
         match (word, directory) {
@@ -53,19 +52,19 @@ impl Naming {
     }
 
     /// Opens the directory, if there is one, only if it is there.
-    pub(crate) fn reopen(self) -> Result<Place, OpenError> {
+    pub(crate) fn reopen(self) -> Result<OpenNaming, IoError> {
         Ok(match self.0 {
             NamingKind::Directory(scheme, path) => {
-                Place::Directory(scheme, Arc::new(Directory::reopen(&path)?))
+                OpenNaming::Directory(scheme, Arc::new(Directory::reopen(&path)?))
             }
-            NamingKind::Direct => Place::Direct,
-            NamingKind::InMemory => Place::InMemory,
+            NamingKind::Direct => OpenNaming::Direct,
+            NamingKind::InMemory => OpenNaming::InMemory,
         })
     }
 }
 
 #[cfg(feature = "snapshot")]
-impl Place {
+impl OpenNaming {
     /// The naming in a word.
     pub(crate) fn word(&self) -> &'static str {
         match self {
@@ -81,13 +80,13 @@ impl Place {
 
 /// A [`Naming`] with its directory open: where a space's names lead.
 #[derive(Debug)]
-pub(crate) enum Place {
+pub(crate) enum OpenNaming {
     Directory(Scheme, Arc<Directory>),
     Direct,
     InMemory,
 }
 
-impl Place {
+impl OpenNaming {
     pub(crate) fn directory(&self) -> Option<&Directory> {
         match self {
             Self::Directory(_, directory) => Some(directory),
@@ -96,13 +95,13 @@ impl Place {
     }
 
     /// The name with its way to a file, if such a name can be here.
-    pub(crate) fn name<'a>(&self, text: impl Into<Text<'a>>) -> Result<Arc<Name>, InvalidRequest> {
-        let text = text.into();
-        check(&text)?;
+    pub(crate) fn name<'a>(&self, key: impl Into<Key<'a>>) -> Result<Arc<Name>, InvalidRequest> {
+        let text = key.into().text;
+        check(text)?;
         let way = match self {
             Self::Directory(scheme, directory) => {
                 if *scheme == Scheme::Verbatim {
-                    check_component(&text)?;
+                    check_component(text)?;
                 }
                 Way::In(*scheme, Arc::clone(directory))
             }
@@ -112,17 +111,17 @@ impl Place {
             Self::Direct => Way::Path,
             Self::InMemory => Way::Nowhere,
         };
-        Ok(Name::new(&text, way))
+        Ok(Name::new(text, way))
     }
 
     /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
     pub(crate) fn name_of_opened<'a>(
-        text: impl Into<Text<'a>>,
+        key: impl Into<Key<'a>>,
         path: PathBuf,
     ) -> Result<Arc<Name>, InvalidRequest> {
-        let text = text.into();
-        check(&text)?;
-        Ok(Name::new(&text, Way::Opened(Box::new(path))))
+        let text = key.into().text;
+        check(text)?;
+        Ok(Name::new(text, Way::Opened(Box::new(path))))
     }
 }
 
@@ -168,38 +167,19 @@ enum Way {
     Nowhere,
 }
 
-/// Where a name leads, written out for those who make system calls.
-pub(crate) enum Leads<'a> {
-    /// To a file in a directory: by its whole path, and by its name there.
-    In { directory: &'a Directory, whole: &'a CStr, file: &'a CStr },
-    /// To the file of this path.
-    To(&'a CStr),
-    /// Nowhere: the resource is in memory only, or is somebody's open descriptor.
-    Nowhere,
-}
-
-impl Leads<'_> {
-    /// The path of the file; empty where there is none.
-    #[cold]
-    pub(crate) fn path(&self) -> PathBuf {
-        match self {
-            Self::In { whole: path, .. } | Self::To(path) => {
-                PathBuf::from(OsStr::from_bytes(path.to_bytes()))
-            }
-            Self::Nowhere => PathBuf::new(),
-        }
-    }
-}
-
-/// A path of these parts with its NUL, in this room if that is large enough.
-fn join<'a>(parts: [&[u8]; 2], room: &'a mut [u8; 320], more: &'a mut Vec<u8>) -> &'a CStr {
+/// A path of these parts with its NUL: on the stack, or on the heap if it is longer than that.
+fn join<'a>(
+    parts: [&[u8]; 2],
+    stack_buf: &'a mut [u8; 320],
+    heap_buf: &'a mut Vec<u8>,
+) -> &'a CStr {
     let [first, second] = parts;
     let len = first.len() + second.len();
-    let path = match room.get_mut(..=len) {
+    let path = match stack_buf.get_mut(..=len) {
         Some(path) => path,
         None => {
-            more.resize(len + 1, 0);
-            &mut more[..]
+            heap_buf.resize(len + 1, 0);
+            &mut heap_buf[..]
         }
     };
     path[..first.len()].copy_from_slice(first);
@@ -207,9 +187,9 @@ fn join<'a>(parts: [&[u8]; 2], room: &'a mut [u8; 320], more: &'a mut Vec<u8>) -
     CStr::from_bytes_with_nul(path).expect("neither a name nor an open directory's path has a NUL")
 }
 
-/// The digest in hexadecimal, in this room.
-fn hexadecimal<'a>(digest: &[u8], room: &'a mut [u8; 64]) -> &'a [u8] {
-    let text = &mut room[..2 * digest.len()];
+/// The digest in hexadecimal, in this buffer.
+fn hexadecimal<'a>(digest: &[u8], buffer: &'a mut [u8; 64]) -> &'a [u8] {
+    let text = &mut buffer[..2 * digest.len()];
     hex::encode_to_slice(digest, text).expect("it is twice as long");
     text
 }
@@ -226,8 +206,8 @@ impl Name {
 
     /// Tells where it leads. That is written down on the stack, since every acquire comes this way;
     /// a hashed name is hashed for it, each time.
-    pub(crate) fn lead<T>(&self, to: impl FnOnce(&Leads<'_>) -> T) -> T {
-        let (mut room, mut more) = ([0; 320], Vec::new());
+    pub(crate) fn with_path<T>(&self, to: impl FnOnce(&LockPath<'_>) -> T) -> T {
+        let (mut stack_buf, mut heap_buf) = ([0; 320], Vec::new());
         match &self.way {
             Way::In(scheme, directory) => {
                 let mut digits = [0; 64];
@@ -237,13 +217,15 @@ impl Name {
                     Scheme::Sha256 => hexadecimal(&sha2::Sha256::digest(&self.text), &mut digits),
                     Scheme::Verbatim => &self.text,
                 };
-                let whole = join([directory.prefix(), file], &mut room, &mut more);
-                let file = &whole.to_bytes_with_nul()[directory.prefix().len()..];
-                let file = CStr::from_bytes_with_nul(file).expect("it is the end of the whole");
-                to(&Leads::In { directory, whole, file })
+                let full_path = join([directory.prefix(), file], &mut stack_buf, &mut heap_buf);
+                let file = &full_path.to_bytes_with_nul()[directory.prefix().len()..];
+                let file = CStr::from_bytes_with_nul(file).expect("it is the end of the path");
+                to(&LockPath::InDirectory { directory, full_path, file })
             }
-            Way::Path => to(&Leads::To(join([&self.text, &[]], &mut room, &mut more))),
-            Way::Opened(_) | Way::Nowhere => to(&Leads::Nowhere),
+            Way::Path => {
+                to(&LockPath::Direct(join([&self.text, &[]], &mut stack_buf, &mut heap_buf)))
+            }
+            Way::Opened(_) | Way::Nowhere => to(&LockPath::Nowhere),
         }
     }
 
@@ -284,9 +266,11 @@ impl Name {
     /// Whether this is the path of the lock file, without an allocation; `false` may be wrong.
     #[cfg(feature = "snapshot")]
     pub(crate) fn has_path(&self, path: &str) -> bool {
-        self.lead(|leads| match leads {
-            Leads::In { whole: own, .. } | Leads::To(own) => own.to_bytes() == path.as_bytes(),
-            Leads::Nowhere => false,
+        self.with_path(|there| match there {
+            LockPath::InDirectory { full_path: own, .. } | LockPath::Direct(own) => {
+                own.to_bytes() == path.as_bytes()
+            }
+            LockPath::Nowhere => false,
         })
     }
 
@@ -295,19 +279,19 @@ impl Name {
     pub(crate) fn path(&self) -> PathBuf {
         match &self.way {
             Way::Opened(path) => path.to_path_buf(),
-            _ => self.lead(|leads| leads.path()),
+            _ => self.with_path(|path| path.to_path()),
         }
     }
 }
 
 /// The text of a name, and its hash, which is computed once for each call.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Text<'a> {
+pub(crate) struct Key<'a> {
     text: &'a OsStr,
     hash: u64,
 }
 
-impl<'a> From<&'a OsStr> for Text<'a> {
+impl<'a> From<&'a OsStr> for Key<'a> {
     #[inline]
     fn from(text: &'a OsStr) -> Self {
         // Seeded at random in each process: who chooses names must not know which collide.
@@ -318,20 +302,12 @@ impl<'a> From<&'a OsStr> for Text<'a> {
     }
 }
 
-impl<'a> Text<'a> {
+impl<'a> Key<'a> {
     pub(crate) fn hash(self) -> u64 {
         self.hash
     }
 
-    pub(crate) fn as_str(self) -> &'a OsStr {
-        self.text
-    }
-}
-
-impl Deref for Text<'_> {
-    type Target = OsStr;
-
-    fn deref(&self) -> &OsStr {
+    pub(crate) fn text(self) -> &'a OsStr {
         self.text
     }
 }
@@ -340,7 +316,7 @@ impl Deref for Text<'_> {
 mod tests {
     use super::*;
 
-    fn refused(place: &Place, name: impl AsRef<OsStr>) -> InvalidRequest {
+    fn refused(place: &OpenNaming, name: impl AsRef<OsStr>) -> InvalidRequest {
         place.name(OsStr::new(&name)).expect_err("no such name can be")
     }
 
@@ -355,12 +331,12 @@ mod tests {
         verbatim.name("x".repeat(255).as_ref()).unwrap();
 
         let hashed = Naming::md5(dir.path()).open(0o700).unwrap();
-        for place in [&verbatim, &hashed, &Place::Direct, &Place::InMemory] {
+        for place in [&verbatim, &hashed, &OpenNaming::Direct, &OpenNaming::InMemory] {
             assert_eq!(refused(place, ""), InvalidRequest::Empty);
             assert_eq!(refused(place, "/a\0b"), InvalidRequest::Nul);
             assert!(matches!(refused(place, "/".repeat(4096)), InvalidRequest::TooLong { .. }));
         }
-        assert_eq!(refused(&Place::Direct, "a"), InvalidRequest::Relative);
+        assert_eq!(refused(&OpenNaming::Direct, "a"), InvalidRequest::Relative);
     }
 
     #[test]

@@ -2,11 +2,12 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::engine::name::Name;
+use crate::engine::Name;
 use crate::types::{DisplayPath, FileId, InvalidRequest, IoError, Mode, OwnerId};
 
 /// Who stands in the way. Cheap to build and to drop: it copies no string and asks no kernel.
@@ -315,6 +316,15 @@ pub enum OpenError {
     Io(IoError),
 }
 
+impl OpenError {
+    pub(crate) fn from_io(error: IoError) -> Self {
+        match error.source.kind() {
+            io::ErrorKind::NotADirectory => Self::NotADirectory { path: error.path },
+            _ => Self::Io(error),
+        }
+    }
+}
+
 /// Why [`LockSpace::create`](crate::LockSpace::create) or
 /// [`LockSpace::delete`](crate::LockSpace::delete) did not. The file is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -419,7 +429,7 @@ mod tests {
     fn a_path_in_a_message_cannot_forge_a_line() {
         assert_eq!(DisplayPath(Path::new("/run/vmm/locks")).to_string(), "/run/vmm/locks");
         assert_eq!(DisplayPath(Path::new("/a\nb is free")).to_string(), r#""/a\nb is free""#);
-        let failed = IoError::new("openat", "/img/a", rustix::io::Errno::MFILE);
+        let failed = IoError::new("openat", "/img/a", crate::sys::Errno::MFILE);
         assert_eq!(failed.to_string(), "openat /img/a: Too many open files (os error 24)");
     }
 }

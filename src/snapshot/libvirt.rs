@@ -22,7 +22,7 @@ use std::os::fd::RawFd;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::engine::name::{check, check_component};
+use crate::engine::{check, check_component};
 use crate::snapshot::document::{
     AUTO_CREATED, Document, OriginState, ResourceState, SHARED, SpaceMore, VERSION, Wanted,
 };

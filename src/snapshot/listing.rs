@@ -1,15 +1,14 @@
 //! What a directory holds, read at once: where thousands of names are to be looked up, reading the
 //! directory takes a quarter of the time of a lookup for each.
 
-use std::fs;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 
 use hashbrown::HashMap;
 use rustix::fs::RawDir;
 
-use crate::engine::directory::Directory;
-use crate::sys::mounts::Mounts;
+use crate::engine::Directory;
+use crate::sys::procfs::{self, Mounts};
 
 /// The inodes of a directory's files, and their names.
 #[derive(Debug)]
@@ -57,13 +56,14 @@ impl Listing {
 /// Whether something may be mounted on a name in the directory: its entry tells the inode beneath.
 fn has_mounts(directory: &Directory) -> bool {
     // As the kernel has it, without symlinks.
-    let own = fs::read_link(format!("/proc/self/fd/{}", directory.as_fd().as_raw_fd()));
+    let own = procfs::path_of(directory.as_fd());
     let (Ok(own), Ok(mounts)) = (own, Mounts::read()) else { return true };
-    mounts.iter().any(|mount| mount.point != own && mount.point.starts_with(&own))
+    mounts.iter().map(|mount| mount.point()).any(|point| point != own && point.starts_with(&own))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::MetadataExt;
 
     use super::*;

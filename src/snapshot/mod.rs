@@ -65,8 +65,7 @@ pub use libvirt::{LibvirtLimit, NotForLibvirt};
 pub use restore::{InvalidEntry, RestoreError, restore, restore_what_verifies};
 
 use crate::core::{Inner, LockSpace};
-use crate::engine::lock_file::LockFile;
-use crate::engine::name::Name;
+use crate::engine::{LockFile, Name};
 use crate::error::InChild;
 use crate::snapshot::document::{
     AUTO_CREATED, ResourceMore, ResourceState, SHARED, SpaceMore, VERSION, legible,

@@ -12,21 +12,18 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet, HashTable};
-use rustix::fs::{AtFlags, FileType};
 use serde::Deserialize;
 use serde_json::Value;
 use smallvec::SmallVec;
 
 use crate::core::process::Process;
 use crate::core::{Inner, LockSpace};
-use crate::engine::directory::is_local;
-use crate::engine::lock_file::{self, LockFile};
-use crate::engine::name::{Leads, Name, Place, Text};
+use crate::engine::{Key, LockFile, LockPath, Name, OpenNaming};
 use crate::error::OpenError;
 use crate::snapshot::document::{
     AUTO_CREATED, Document, ResourceState, SHARED, SpaceMore, VERSION, Wanted, exact, legible,
@@ -34,8 +31,9 @@ use crate::snapshot::document::{
 use crate::snapshot::fit::Fitted;
 use crate::snapshot::listing::Listing;
 use crate::snapshot::started;
+use crate::sys::fs::{self, FileKind};
 use crate::sys::procfs::{FdLock, LockKind, OwnFdinfo};
-use crate::sys::{fd as descriptor, ofd};
+use crate::sys::{fd as descriptor, local_fs, ofd};
 use crate::table::{Hold, Owners};
 use crate::types::{ByteRange, FileId, InvalidRequest, Mode, Naming, Origin, OwnerId};
 
@@ -213,7 +211,7 @@ pub unsafe fn restore_what_verifies<'a>(
 
 /// A space whose entries are proven.
 struct Proven {
-    place: Place,
+    place: OpenNaming,
     process: &'static Process,
     range: ByteRange,
     file_mode: u32,
@@ -350,7 +348,8 @@ impl Prover {
                 }
                 let naming = Naming::from_word(&more.naming, directory);
                 let naming = naming.ok_or_else(|| InvalidEntry::Naming(more.naming.clone()))?;
-                let place = naming.reopen().map_err(InvalidEntry::Directory)?;
+                let place =
+                    naming.reopen().map_err(OpenError::from_io).map_err(InvalidEntry::Directory)?;
                 let id = place.directory().map(|dir| (dir.id().dev, dir.id().ino));
                 if id != more.directory {
                     return Err(InvalidEntry::DirectoryReplaced);
@@ -370,7 +369,8 @@ impl Prover {
             // libvirt's: the directory's files have the resources' names.
             None => {
                 let naming = directory.map_or_else(Naming::direct, Naming::verbatim);
-                let place = naming.reopen().map_err(InvalidEntry::Directory)?;
+                let place =
+                    naming.reopen().map_err(OpenError::from_io).map_err(InvalidEntry::Directory)?;
                 let (range, file_mode) = (ByteRange::FIRST, 0o600);
                 let entries = Vec::new();
                 Proven { place, process, range, file_mode, stale: 0, entries, listing: None }
@@ -386,8 +386,8 @@ impl Prover {
         let mut names = HashTable::<usize>::with_capacity(capacity);
         for (at, entry) in entries.iter().enumerate() {
             let proven = self.entry(&space, entry).and_then(|proven| {
-                let name = Text::from(proven.name.text());
-                let is_it = |other: &usize| space.entries[*other].name.text() == name.as_str();
+                let name = Key::from(proven.name.text());
+                let is_it = |other: &usize| space.entries[*other].name.text() == name.text();
                 match names.find(name.hash(), is_it) {
                     Some(_) => Err(InvalidEntry::DuplicateName),
                     None => Ok(proven),
@@ -395,7 +395,7 @@ impl Prover {
             });
             match proven {
                 Ok(proven) => {
-                    let hash_of = |name: &Name| Text::from(name.text()).hash();
+                    let hash_of = |name: &Name| Key::from(name.text()).hash();
                     let hash = hash_of(&proven.name);
                     let hash_at = |at: &usize| hash_of(&space.entries[*at].name);
                     names.insert_unique(hash, space.entries.len(), hash_at);
@@ -434,7 +434,7 @@ impl Prover {
             _ => {}
         }
         let name = match wanted.origin {
-            Origin::Opened => Place::name_of_opened(&*wanted.name, wanted.path.into()),
+            Origin::Opened => OpenNaming::name_of_opened(&*wanted.name, wanted.path.into()),
             _ => space.place.name(&*wanted.name),
         };
         let name = name.map_err(InvalidEntry::Name)?;
@@ -448,7 +448,8 @@ impl Prover {
                 "only in a directory are files created".to_owned(),
             ));
         }
-        let in_memory = matches!(space.place, Place::InMemory) && wanted.origin != Origin::Opened;
+        let in_memory =
+            matches!(space.place, OpenNaming::InMemory) && wanted.origin != Origin::Opened;
         if in_memory != (wanted.origin == Origin::InMemory) || in_memory == wanted.lock_held {
             return Err(InvalidEntry::Malformed("what is held does not fit the naming".to_owned()));
         }
@@ -477,15 +478,15 @@ impl Prover {
         // SAFETY: nobody closes it meanwhile, says whoever has made this.
         let open = unsafe { descriptor::borrow(number) };
         let (fd, access) = open.ok_or(InvalidEntry::NotOpen)?;
-        let stat = rustix::fs::fstat(fd).map_err(|errno| InvalidEntry::Io(errno.into()))?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile | FileType::BlockDevice => {}
-            FileType::Directory => return Err(InvalidEntry::NotAFile("a directory")),
-            FileType::Fifo => return Err(InvalidEntry::NotAFile("a pipe")),
-            FileType::Socket => return Err(InvalidEntry::NotAFile("a socket")),
+        let status = fs::fstat(fd).map_err(|errno| InvalidEntry::Io(errno.into()))?;
+        match status.kind {
+            FileKind::Regular | FileKind::BlockDevice => {}
+            FileKind::Directory => return Err(InvalidEntry::NotAFile("a directory")),
+            FileKind::Fifo => return Err(InvalidEntry::NotAFile("a pipe")),
+            FileKind::Socket => return Err(InvalidEntry::NotAFile("a socket")),
             _ => return Err(InvalidEntry::NotAFile("neither a file nor a block device")),
         }
-        let id = FileId::from(&stat);
+        let id = status.id;
         if wanted.id.is_some_and(|recorded| recorded != id) {
             return Err(InvalidEntry::OtherFile);
         }
@@ -494,7 +495,7 @@ impl Prover {
             check_locks(&locks, wanted.mode, range, wanted.origin)?;
         }
         if !is_in_directory(name, id, space.listing.as_ref()) {
-            let there = lock_file::leads_to(name, id);
+            let there = name.leads_to(id);
             if !there.map_err(|error| InvalidEntry::Io(error.source))? {
                 return Err(InvalidEntry::Replaced);
             }
@@ -508,7 +509,7 @@ impl Prover {
             }
         }
         others.push(number);
-        Ok(ProvenFile { number, id, writable: access == libc::O_RDWR })
+        Ok(ProvenFile { number, id, writable: access.read && access.write })
     }
 
     /// What the descriptor carries, by its fdinfo.
@@ -527,7 +528,7 @@ impl Prover {
         // not answer at all.
         let local = match self.device {
             Some((known, local)) if known == dev => local,
-            _ => is_local(fd),
+            _ => local_fs::cannot_hang(fd),
         };
         self.device = Some((dev, local));
         local && carries_only(fd, lock).unwrap_or(false)
@@ -539,14 +540,13 @@ impl Prover {
 /// The directory's path led to it when the space was begun, and whether it still does is asked once
 /// in the end.
 fn is_in_directory(name: &Name, id: FileId, listing: Option<&Listing>) -> bool {
-    name.lead(|leads| {
-        let Leads::In { directory, file, .. } = leads else { return false };
+    name.with_path(|path| {
+        let LockPath::InDirectory { directory, file, .. } = path else { return false };
         let listed = |listing: &Listing| listing.has(file.to_bytes(), id.ino);
         if directory.device() == id.dev && listing.is_some_and(listed) {
             return true;
         }
-        let stat = rustix::fs::statat(directory, *file, AtFlags::SYMLINK_NOFOLLOW);
-        stat.is_ok_and(|stat| FileId::from(&stat) == id)
+        fs::stat_in(directory.as_fd(), file).is_ok_and(|there| there.id == id)
     })
 }
 
@@ -594,7 +594,7 @@ fn check_locks(
 #[cfg(test)]
 mod tests {
     use std::fs::File;
-    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::fd::AsRawFd;
 
     use super::*;
 

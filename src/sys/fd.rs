@@ -1,29 +1,94 @@
-//! Descriptors by number: those that an exec carries over, and the flag that lets them.
+//! Descriptors: their numbers, what an exec does with them, and whether two are one open file
+//! description.
 
+#[cfg(feature = "snapshot")]
 use std::io;
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+#[cfg(feature = "snapshot")]
+use std::os::fd::{BorrowedFd, FromRawFd};
 
-/// The open descriptor of this number, and how it was opened: `O_RDONLY`, `O_WRONLY` or `O_RDWR`.
-/// `None` if it is not open.
-///
-/// # Safety
-/// Nobody closes it as long as what is returned is used.
-pub(crate) unsafe fn borrow(number: RawFd) -> Option<(BorrowedFd<'static>, libc::c_int)> {
-    // SAFETY: the call takes integers and touches no memory of ours; a number that is not open is
-    // answered with an error.
-    match unsafe { libc::fcntl(number, libc::F_GETFL) } {
-        flags @ 0.. => {
-            // SAFETY: it is open, as has just been seen, so it is not -1; that it stays open says
-            // the caller.
-            let fd = unsafe { BorrowedFd::borrow_raw(number) };
-            Some((fd, flags & libc::O_ACCMODE))
-        }
+use super::Errno;
+#[cfg(feature = "snapshot")]
+use rustix::fs::OFlags;
+
+#[cfg(feature = "snapshot")]
+use super::fs::Access;
+use super::procfs::Descriptor;
+
+/// Whether a descriptor has the number of standard input, output or error: what a program prints
+/// must never land in it.
+pub(crate) fn is_stdio(fd: &OwnedFd) -> bool {
+    fd.as_raw_fd() <= 2
+}
+
+/// A duplicate, close-on-exec, with a number above those of standard input, output and error.
+pub(crate) fn above_stdio(fd: impl AsFd) -> Result<OwnedFd, Errno> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3)
+}
+
+/// Whether two descriptors of this process are one open file description; `None` where the
+/// kernel does not say.
+#[cfg(feature = "snapshot")]
+pub(crate) fn same_description(one: RawFd, other: RawFd) -> Option<bool> {
+    let pid = std::process::id();
+    dupfd_query(one, other).or_else(|| kcmp(pid, one, pid, other))
+}
+
+/// The same of any two processes: a child forked beside a lock shares the lock; a stranger with an
+/// equal shared lock does not, and the kernel's tables show both alike. `None` also where the caller
+/// may not look into both processes.
+pub(crate) fn same_description_across(one: Descriptor, other: Descriptor) -> Option<bool> {
+    let own = std::process::id();
+    let told =
+        if (one.pid, other.pid) == (own, own) { dupfd_query(one.fd, other.fd) } else { None };
+    told.or_else(|| kcmp(one.tid, one.fd, other.tid, other.fd))
+}
+
+/// Linux 6.10, for every process, but of its own descriptors only.
+fn dupfd_query(one: RawFd, other: RawFd) -> Option<bool> {
+    const F_DUPFD_QUERY: libc::c_int = 1027;
+    // SAFETY: the call takes integers and touches no memory of ours.
+    match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
+        0 => Some(false),
+        1 => Some(true),
         _ => None,
     }
 }
 
+/// For any two threads; older, and often forbidden.
+fn kcmp(tid1: u32, fd1: RawFd, tid2: u32, fd2: RawFd) -> Option<bool> {
+    const KCMP_FILE: libc::c_long = 0;
+    let [tid1, tid2] = [tid1, tid2].map(|tid| tid as libc::c_long);
+    let [fd1, fd2] = [fd1, fd2].map(|fd| fd as libc::c_long);
+    // SAFETY: the call takes five integers, compares, and writes no memory of ours. A number that
+    // names no thread or descriptor is answered with an error.
+    match unsafe { libc::syscall(libc::SYS_kcmp, tid1, tid2, KCMP_FILE, fd1, fd2) } {
+        0 => Some(true),
+        // 1 and 2 give an order, 3 says "not equal" without one.
+        1..=3 => Some(false),
+        _ => None,
+    }
+}
+
+/// The open descriptor of this number, and what it was opened for; `None` if it is not open.
+///
+/// # Safety
+/// Nobody closes it as long as what is returned is used.
+#[cfg(feature = "snapshot")]
+pub(crate) unsafe fn borrow(number: RawFd) -> Option<(BorrowedFd<'static>, Access)> {
+    // SAFETY: the call takes integers and touches no memory of ours; a number that is not open is
+    // answered with an error.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
+    let flags = OFlags::from_bits_retain(u32::try_from(flags).ok()?);
+    // SAFETY: it is open, as has just been seen, so it is not -1; that it stays open says the
+    // caller.
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    Some((fd, Access::of(flags)))
+}
+
 /// Sets close-on-exec on each, without a call for each where their numbers are in a row. They are
 /// the caller's: nobody else may be surprised.
+#[cfg(feature = "snapshot")]
 pub(crate) fn close_all_on_exec(numbers: &mut [RawFd]) -> io::Result<()> {
     numbers.sort_unstable();
     let mut in_rows = numbers.chunk_by(|one, next| one.checked_add(1) == Some(*next));
@@ -46,6 +111,7 @@ pub(crate) fn close_all_on_exec(numbers: &mut [RawFd]) -> io::Result<()> {
 }
 
 /// Sets or clears close-on-exec on each. They are the caller's: nobody else may be surprised.
+#[cfg(feature = "snapshot")]
 pub(crate) fn set_close_on_exec(numbers: &[RawFd], close: bool) -> io::Result<()> {
     let flags = if close { libc::FD_CLOEXEC } else { 0 };
     for &number in numbers {
@@ -58,27 +124,44 @@ pub(crate) fn set_close_on_exec(numbers: &[RawFd], close: bool) -> io::Result<()
     Ok(())
 }
 
-/// Whether two descriptors of this process are one open file description; `None` where the
-/// kernel does not say.
-pub(crate) fn same_description(one: RawFd, other: RawFd) -> Option<bool> {
-    /// Linux 6.10, for every process; `kcmp` is older and often forbidden.
-    const F_DUPFD_QUERY: libc::c_int = 1027;
-    // SAFETY: the call takes integers and touches no memory of ours.
-    match unsafe { libc::fcntl(one, F_DUPFD_QUERY, other) } {
-        0 => Some(false),
-        1 => Some(true),
-        _ => {
-            let pid = std::process::id();
-            super::kcmp::same_description(pid, one, pid, other)
-        }
-    }
-}
-
 /// Takes a descriptor that an exec has carried over.
 ///
 /// # Safety
 /// It is open, and nobody else owns it.
+#[cfg(feature = "snapshot")]
 pub(crate) unsafe fn adopt(number: RawFd) -> OwnedFd {
     // SAFETY: says the caller.
     unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+
+    #[test]
+    fn a_duplicate_is_the_same_description_and_a_second_open_is_not() {
+        let pid = std::process::id();
+        let file = File::open("/dev/null").unwrap();
+        let duplicate = file.try_clone().unwrap();
+        let second = File::open("/dev/null").unwrap();
+        let by_kcmp = |a: &File, b: &File| kcmp(pid, a.as_raw_fd(), pid, b.as_raw_fd());
+        assert_eq!(by_kcmp(&file, &duplicate), Some(true));
+        assert_eq!(by_kcmp(&file, &second), Some(false));
+        assert_eq!(kcmp(pid, file.as_raw_fd(), pid, -1), None);
+
+        let across = |a: &File, b: &File| {
+            let [a, b] = [a, b].map(|file| Descriptor { pid, tid: pid, fd: file.as_raw_fd() });
+            same_description_across(a, b)
+        };
+        assert_eq!(across(&file, &duplicate), Some(true));
+        assert_eq!(across(&file, &second), Some(false));
+    }
+
+    #[test]
+    fn a_duplicate_is_above_standard_error() {
+        let file: OwnedFd = File::open("/dev/null").unwrap().into();
+        assert!(!is_stdio(&above_stdio(&file).unwrap()));
+    }
 }

@@ -37,7 +37,7 @@ impl Inotify {
     /// another one. The kernel asks the file system whether this process may read the file, so this
     /// can hang.
     pub(crate) fn watch(&self, number: RawFd) -> Result<i32, Errno> {
-        let file = format!("/proc/thread-self/fd/{number}");
+        let file = super::procfs::path_by_number(number);
         let events = WatchFlags::CLOSE
             | WatchFlags::DELETE_SELF
             | WatchFlags::ATTRIB

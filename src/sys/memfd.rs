@@ -11,7 +11,7 @@ use rustix::fs::{MemfdFlags, SealFlags};
 const NAME: &str = "lockspace-state";
 
 /// The inodes of those that this program has made: it owns every descriptor of theirs, and others
-/// may own more, of `/proc/self/fd/N` opened anew. Never forgotten, since those may live on.
+/// may own more, of the number's path in `/proc` opened anew. Never forgotten, since those may live on.
 static OWN: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
 /// A file in memory that nobody can change any more. Close-on-exec, until it is told otherwise.
@@ -22,7 +22,7 @@ impl MemoryFile {
     pub(crate) fn new(bytes: &[u8]) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let fd = rustix::fs::memfd_create(NAME, flags)?;
-        let mut file = File::from(rustix::io::fcntl_dupfd_cloexec(&fd, 3)?);
+        let mut file = File::from(super::fd::above_stdio(&fd)?);
         file.write_all(bytes)?;
         rustix::fs::fcntl_add_seals(&file, all_seals())?;
         OWN.lock().push(inode(&file)?);
@@ -34,9 +34,8 @@ impl MemoryFile {
     }
 }
 
-#[allow(clippy::unnecessary_cast, clippy::useless_conversion)] // its width differs by target
 fn inode(file: &File) -> io::Result<u64> {
-    Ok(rustix::fs::fstat(file)?.st_ino as u64)
+    Ok(super::fs::fstat(file)?.id.ino)
 }
 
 fn all_seals() -> SealFlags {
@@ -50,7 +49,7 @@ fn all_seals() -> SealFlags {
 /// If the number is not that of such a file, or this program has made it itself; it stays open
 /// then.
 pub(crate) fn take(number: RawFd) -> io::Result<Vec<u8>> {
-    let path = format!("/proc/self/fd/{number}");
+    let path = super::procfs::path_by_number(number);
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "no state was carried in it");
     // Reopened, so that nothing is assumed of the number before it is known what is there.
     let link = std::fs::read_link(&path)?;

@@ -1,17 +1,21 @@
-//! The few things that only `unsafe` code can ask of the kernel, each behind a safe function.
+//! All of Linux: every system call but the plain ones of the standard library, every path in
+//! `/proc`, and every piece of `unsafe` code (but what is the contract of `restore`), each behind a
+//! safe function.
 //!
-//! This is the one room in the crate where `unsafe` is allowed.
+//! This layer uses `types`. It knows no resource and no owner.
 #![allow(unsafe_code)]
 
 #[cfg(feature = "snapshot")]
 pub(crate) mod exec;
-#[cfg(feature = "snapshot")]
 pub(crate) mod fd;
 pub(crate) mod fork;
+pub(crate) mod fs;
 pub(crate) mod inotify;
-pub(crate) mod kcmp;
+pub(crate) mod local_fs;
 #[cfg(feature = "snapshot")]
 pub(crate) mod memfd;
-pub(crate) mod mounts;
 pub(crate) mod ofd;
 pub(crate) mod procfs;
+
+/// The number of an error, as a system call gives it.
+pub(crate) use rustix::io::Errno;

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::engine::directory::Directory;
+use crate::engine::Directory;
 use crate::types::FileId;
 
 /// How long a turn lasts, at least, before the lock is left to other processes. Rarely, since mostly

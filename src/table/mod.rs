@@ -27,8 +27,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use smallvec::{SmallVec, smallvec};
 
-use crate::engine::lock_file::LockFile;
-use crate::engine::name::Name;
+use crate::engine::{LockFile, Name};
 use crate::error::Blockers;
 use crate::sync::Waker;
 use crate::table::fairness::Began;

@@ -6,7 +6,7 @@
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::engine::name::Text;
+use crate::engine::Key;
 use crate::table::Resource;
 
 /// Where a resource is, until it is absent.
@@ -28,8 +28,8 @@ impl Slot {
 
 impl Resources {
     #[inline]
-    pub(crate) fn find(&self, name: Text<'_>) -> Option<Slot> {
-        let is_it = |slot: &Slot| self.slots[slot.index()].name.text() == name.as_str();
+    pub(crate) fn find(&self, name: Key<'_>) -> Option<Slot> {
+        let is_it = |slot: &Slot| self.slots[slot.index()].name.text() == name.text();
         self.by_name.find(name.hash(), is_it).copied()
     }
 

@@ -18,8 +18,12 @@ use std::path::{Path, PathBuf};
 ///
 /// let by_name = Request::exclusive("disk-7");
 /// let by_path = Request::exclusive(Target::image("/img/a.qcow2"));
-/// let file = std::fs::File::open("/proc/self/exe").unwrap();
+/// # let dir = tempfile::tempdir()?;
+/// # let image = dir.path().join("b.qcow2");
+/// # std::fs::write(&image, "")?;
+/// let file = std::fs::File::open(&image)?;
 /// let by_descriptor = Request::shared(Target::opened("disk-8", &file));
+/// # std::io::Result::Ok(())
 /// ```
 #[derive(Clone)]
 pub struct Target<'a>(pub(crate) TargetKind<'a>);

@@ -1,70 +1,18 @@
-//! The kernel's tables of locks: `/proc/locks`, which lists every lock, and `/proc/PID/fdinfo`,
-//! which lists those of one descriptor.
+//! `/proc/locks`: every lock that there is.
 //!
-//! The trap: `/proc/locks` is given out in pieces, by line count. If a lock comes or goes between
-//! two reads, a reader skips a line, or sees one again: one that was held all the time was missed
-//! in 172 of 4000 looks beside one process that toggled 200 others. So it is read in large pieces,
-//! more than once.
+//! The trap: the table is given out in pieces, by line count. If a lock comes or goes between two
+//! reads, a reader skips a line, or sees one again: one that was held all the time was missed in 172
+//! of 4000 looks beside one process that toggled 200 others. So it is read in large pieces, more
+//! than once.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::hash::Hash;
 use std::io::{self, Read};
-#[cfg(feature = "snapshot")]
-use std::os::fd::OwnedFd;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::str::FromStr;
 
+use super::{FdInfo, Mounts};
 use crate::types::{ByteRange, Mode};
-#[cfg(feature = "snapshot")]
-use rustix::fs::{Mode as FileMode, OFlags};
-
-/// The locks that one descriptor of this process carries, in the kernel's order.
-///
-/// A record lock shows only on the descriptor that set it.
-///
-/// # Errors
-///
-/// Those of reading `/proc/thread-self/fdinfo/FD`, and `InvalidData` for a `lock:` line that is not
-/// understood: what is to prove something must not overlook a lock.
-pub(crate) fn locks_on_descriptor(fd: RawFd) -> io::Result<Vec<FdLock>> {
-    locks_in(&own_fdinfo(fd)?)
-}
-
-/// As [`locks_on_descriptor`], for many descriptors: in half the time for each.
-#[cfg(feature = "snapshot")]
-#[derive(Debug)]
-pub(crate) struct OwnFdinfo {
-    directory: OwnedFd,
-    info: Vec<u8>,
-}
-
-#[cfg(feature = "snapshot")]
-impl OwnFdinfo {
-    /// For the calling thread.
-    pub(crate) fn open() -> io::Result<Self> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = rustix::fs::open("/proc/thread-self/fdinfo", flags, FileMode::empty())?;
-        Ok(Self { directory, info: Vec::with_capacity(1024) })
-    }
-
-    /// The locks that the descriptor of this number carries.
-    pub(crate) fn locks_on(&mut self, fd: RawFd) -> io::Result<Vec<FdLock>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let name = rustix::path::DecInt::new(fd);
-        let file = rustix::fs::openat(&self.directory, name, flags, FileMode::empty())?;
-        self.info.clear();
-        File::from(file).read_to_end(&mut self.info)?;
-        locks_in(&self.info)
-    }
-}
-
-fn locks_in(fdinfo: &[u8]) -> io::Result<Vec<FdLock>> {
-    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd lock line in fdinfo");
-    fields(fdinfo, b"lock:")
-        .map(|line| Entry::parse(line).map(|entry| entry.lock).ok_or_else(odd))
-        .collect()
-}
 
 /// A lock, without its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,16 +58,22 @@ impl FileKey {
     /// By way of `/proc`; what that does not tell (a kernel before 5.14, a mount outside of this
     /// process's root) `fstat` has to.
     pub(crate) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
-        let info = own_fdinfo(file.as_raw_fd()).unwrap_or_default();
-        let field = |name| number(fields(&info, name).next()?);
-        if let (Some(ino), Some(mount)) = (field(b"ino:"), field(b"mnt_id:"))
-            && let Ok(mounts) = fs::read("/proc/thread-self/mountinfo")
-            && let Some(dev) = device_of_mount(&mounts, mount)
-        {
-            return Ok(Self { dev, ino });
+        match Self::of_number(file.as_raw_fd()) {
+            Ok(Some(key)) => Ok(key),
+            _ => {
+                let id = crate::sys::fs::fstat(file)?.id;
+                Ok(Self { dev: id.dev, ino: id.ino })
+            }
         }
-        let stat = rustix::fs::fstat(file)?;
-        Ok(Self { dev: stat.st_dev, ino: stat.st_ino })
+    }
+
+    /// The same of whatever this process has open under this number, without touching it; `None`
+    /// where `/proc` does not tell.
+    fn of_number(number: RawFd) -> io::Result<Option<Self>> {
+        let info = FdInfo::of_own(number)?;
+        let (Some(ino), Some(mount)) = (info.inode(), info.mount()) else { return Ok(None) };
+        let device = Mounts::read()?.device_of(mount);
+        Ok(device.map(|dev| Self { dev, ino }))
     }
 
     /// From `fe:01:1234`: major and minor in hexadecimal, inode.
@@ -129,18 +83,6 @@ impl FileKey {
         let dev = rustix::fs::makedev(device()?, device()?);
         Some(Self { dev, ino: parts.next()?.parse().ok()? })
     }
-}
-
-/// The device in a line such as `27 1 254:0 / / rw - ext4 /dev/vda rw`: mount, parent, device.
-fn device_of_mount(mountinfo: &[u8], mount: u64) -> Option<u64> {
-    mountinfo.split(|&b| b == b'\n').find_map(|line| {
-        let mut words = line.split(|&b| b == b' ');
-        if number(words.next()?) != Some(mount) {
-            return None;
-        }
-        let (major, minor) = str::from_utf8(words.nth(1)?).ok()?.split_once(':')?;
-        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
-    })
 }
 
 /// One line of `/proc/locks`, or the same after `lock:` in an fdinfo.
@@ -209,10 +151,7 @@ pub(crate) struct Seen {
 pub(crate) fn locks_on(file: FileKey) -> io::Result<HashMap<Entry, Seen>> {
     let mut locks: HashMap<Entry, Seen> = HashMap::new();
     for _ in 0..3 {
-        let look = read_table(file)
-            // Never "not found": that would be taken for the file.
-            .map_err(|error| io::Error::other(format!("/proc/locks: {error}")))?;
-        for (entry, count) in tally(look.into_iter()) {
+        for (entry, count) in tally(read_table(file)?.into_iter()) {
             // An exclusive lock is one, however often it is shown.
             let count = if entry.lock.mode == Mode::Exclusive { 1 } else { count };
             let seen = locks.entry(entry).or_insert(Seen { least: count, most: count });
@@ -225,7 +164,9 @@ pub(crate) fn locks_on(file: FileKey) -> io::Result<HashMap<Entry, Seen>> {
 fn read_table(file: FileKey) -> io::Result<Vec<Entry>> {
     // Large pieces are few: `fs::read` would begin with one of 32 bytes.
     let mut table = Vec::with_capacity(1 << 16);
-    File::open("/proc/locks")?.read_to_end(&mut table)?;
+    let path = "/proc/locks";
+    let opened = File::open(path).map_err(|error| super::missing(path.as_ref(), error));
+    opened?.read_to_end(&mut table)?;
     let entries = table.split(|&b| b == b'\n').filter_map(Entry::parse);
     Ok(entries.filter(|entry| entry.holds(file)).collect())
 }
@@ -235,25 +176,6 @@ pub(crate) fn tally<T: Eq + Hash>(items: impl Iterator<Item = T>) -> HashMap<T, 
     let mut counts = HashMap::new();
     items.for_each(|item| *counts.entry(item).or_default() += 1);
     counts
-}
-
-pub(crate) fn own_fdinfo(fd: RawFd) -> io::Result<Vec<u8>> {
-    fs::read(format!("/proc/thread-self/fdinfo/{fd}"))
-}
-
-/// The OFD locks on this file in an fdinfo.
-pub(crate) fn ofd_locks_in(info: &[u8], file: FileKey) -> Vec<FdLock> {
-    let entries = fields(info, b"lock:").filter_map(Entry::parse);
-    entries.filter(|entry| entry.is_ofd() && entry.holds(file)).map(|entry| entry.lock).collect()
-}
-
-/// What follows this name, in each line that begins with it.
-pub(crate) fn fields<'a>(info: &'a [u8], name: &'static [u8]) -> impl Iterator<Item = &'a [u8]> {
-    info.split(|&b| b == b'\n').filter_map(|line| Some(line.strip_prefix(name)?.trim_ascii()))
-}
-
-pub(crate) fn number<T: FromStr>(word: &[u8]) -> Option<T> {
-    str::from_utf8(word).ok()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -312,12 +234,5 @@ mod tests {
             assert_eq!(entry(line), None, "{line}");
         }
         assert_eq!(Entry::parse(b"1: POSIX \xff"), None);
-    }
-
-    #[test]
-    fn the_device_of_a_mount_is_found_by_its_whole_number() {
-        let table = b"270 1 0:9 / /a rw\nodd\n27 1 254:1 / / rw - ext4 /dev/vda rw\n";
-        assert_eq!(device_of_mount(table, 27), Some(FILE.dev));
-        assert_eq!(device_of_mount(table, 2), None);
     }
 }

@@ -1,0 +1,44 @@
+//! Which files can stand for a resource.
+
+use std::path::PathBuf;
+
+use super::lock_file::LockError;
+use crate::sys::fs::{FileKind, FileStatus};
+use crate::types::{InvalidRequest, LockSpec};
+
+/// Whether it is what nearly all files are, and so needs no closer look.
+pub(super) fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
+    !spec.refuse_hard_links && status.kind == FileKind::Regular
+}
+
+/// Refuses what cannot be locked as `spec` says.
+pub(super) fn check_file(
+    status: &FileStatus,
+    path: impl FnOnce() -> PathBuf,
+    spec: &LockSpec,
+) -> Result<(), LockError> {
+    check_kind(status.kind, path)?;
+    if spec.refuse_hard_links { check_links(status.links) } else { Ok(()) }
+}
+
+/// Only a regular file or a block device can stand for a resource.
+pub(super) fn check_kind(kind: FileKind, path: impl FnOnce() -> PathBuf) -> Result<(), LockError> {
+    let kind = match kind {
+        FileKind::Regular | FileKind::BlockDevice => return Ok(()),
+        FileKind::Directory => "a directory",
+        FileKind::Symlink => "a symbolic link",
+        FileKind::Fifo => "a FIFO",
+        FileKind::Socket => "a socket",
+        FileKind::CharacterDevice => "a character device",
+        FileKind::Unknown => "no file that can be written",
+    };
+    Err(LockError::Invalid(InvalidRequest::NotAFile { path: path(), kind }))
+}
+
+pub(super) fn check_links(links: u64) -> Result<(), LockError> {
+    match links {
+        // A file that has just lost its name is found out by its identity.
+        0 | 1 => Ok(()),
+        links => Err(LockError::Invalid(InvalidRequest::HardLinks { links })),
+    }
+}

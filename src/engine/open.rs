@@ -1,0 +1,281 @@
+//! From a name to a lock: open, lock, check that the name still leads to the descriptor.
+
+use std::ffi::{CStr, OsStr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::check::{check_file, check_kind, is_plain};
+use super::directory::Directory;
+use super::identity::{Identity, is_at};
+use super::lock_file::{LockError, LockFile};
+use super::lock_path::LockPath;
+use super::name::Name;
+use crate::sys::fs::{self, FileStatus};
+use crate::sys::{Errno, fd as descriptor, ofd};
+use crate::types::{ByteRange, InvalidRequest, IoError, LockSpec, Mode};
+
+/// How often a file that was replaced meanwhile is opened again. Eight processes that create and
+/// unlink one name without pause need a handful.
+const TRIES: u32 = 1000;
+
+/// A file that was opened, and perhaps created for it.
+struct Opened {
+    fd: OwnedFd,
+    created: bool,
+}
+
+impl LockFile {
+    /// Opens and locks the file that the name leads to. Never blocks on a lock. Adds to
+    /// `stale_retries` for each file that had lost its name before it was locked.
+    pub(crate) fn open_and_lock(
+        name: &Name,
+        spec: &LockSpec,
+        stale_retries: &AtomicU64,
+    ) -> Result<Self, LockError> {
+        name.with_path(|path| {
+            for attempt in 0..TRIES {
+                let Some(opened) = open(path, spec)? else { continue };
+                if let Some(locked) = Self::lock(path, spec, opened, attempt, stale_retries)? {
+                    return Ok(locked);
+                }
+            }
+            Err(LockError::Unstable(TRIES))
+        })
+    }
+
+    /// Locks a file that was opened, and perhaps created. `None`: begin again.
+    #[inline]
+    fn lock(
+        path: &LockPath<'_>,
+        spec: &LockSpec,
+        Opened { fd, created }: Opened,
+        attempt: u32,
+        stale_retries: &AtomicU64,
+    ) -> Result<Option<Self>, LockError> {
+        let locked = ofd::try_lock(fd.as_fd(), spec.mode, spec.range);
+        let status = match fs::fstat(&fd) {
+            Ok(status) => status,
+            Err(errno) => {
+                ofd::unlock_and_close(fd, spec.range);
+                return Err(IoError::new("fstat", path.to_path(), errno).into());
+            }
+        };
+        let file = Self::opened_at(path, fd, &status, spec);
+        // As it is nearly always. All else is looked at closely.
+        if matches!(locked, Ok(true)) && is_plain(&status, spec) && file.is_there(path) {
+            return Ok(Some(file));
+        }
+        let locked = locked.map_err(|source| IoError::new("fcntl", path.to_path(), source));
+        if let Err(error) = check_file(&status, || path.to_path(), spec) {
+            file.close();
+            return Err(error);
+        }
+        file.classify(path, spec, (locked, created), attempt, stale_retries)
+    }
+
+    /// What is to become of a file that was opened, and perhaps locked, perhaps created: it may be
+    /// ours all the same. `None`: begin again.
+    #[cold]
+    fn classify(
+        self,
+        path: &LockPath<'_>,
+        spec: &LockSpec,
+        (locked, created): (Result<bool, IoError>, bool),
+        attempt: u32,
+        stale_retries: &AtomicU64,
+    ) -> Result<Option<Self>, LockError> {
+        let refused = match locked.and_then(|locked| Ok((locked, is_at(self.id, path)?))) {
+            Ok((true, Identity::Same)) => return Ok(Some(self)),
+            // Nobody holds it any more. Only a remover that was stopped takes long.
+            Ok((false, Identity::Same)) if attempt < TRIES / 2 && !self.is_held(spec) => {
+                back_off(attempt);
+                None
+            }
+            Ok((false, Identity::Same)) if !created => return Err(LockError::Contended(self)),
+            // Somebody was faster to lock what we made. The next turn finds it theirs.
+            Ok((false, Identity::Same)) => None,
+            Ok((_, Identity::DirectoryReplaced(directory))) => {
+                Some(LockError::DirectoryReplaced(directory))
+            }
+            Ok((_, Identity::Stale)) => {
+                stale_retries.fetch_add(1, Ordering::Relaxed);
+                None
+            }
+            Err(error) => Some(error.into()),
+        };
+        // What is left of a file that we made for nothing is removed like a last share.
+        let _ = self.release_at(path, created.then_some(Mode::Shared));
+        refused.map_or(Ok(None), Err)
+    }
+
+    /// Whether what the name leads to is this file; `false` may be a call that failed.
+    fn is_there(&self, path: &LockPath<'_>) -> bool {
+        path.stat().is_ok_and(|there| there.is_none_or(|there| there.id == self.id))
+    }
+
+    fn opened_at(path: &LockPath<'_>, fd: OwnedFd, status: &FileStatus, spec: &LockSpec) -> Self {
+        let id = status.id;
+        let (writable, local) = match path {
+            LockPath::InDirectory { directory, .. } => {
+                (true, directory.is_local() && directory.device() == id.dev)
+            }
+            // Asked when somebody waits.
+            LockPath::Direct(_) | LockPath::Nowhere => (spec.needs_writing(), false),
+        };
+        Self { fd, id, range: spec.range, writable, local }
+    }
+}
+
+/// Lets whoever removes a file get on with it: at first by a yield, as it takes microseconds; then,
+/// if its thread does not run on a busy machine, for a tenth of a second in all.
+#[cold]
+fn back_off(attempt: u32) {
+    match attempt {
+        0..20 => std::thread::yield_now(),
+        _ => std::thread::sleep(Duration::from_micros(200)),
+    }
+}
+
+/// Opens the file, or creates it; `None` where it came or went meanwhile.
+fn open(path: &LockPath<'_>, spec: &LockSpec) -> Result<Option<Opened>, LockError> {
+    let opened = match path {
+        LockPath::InDirectory { directory, file, .. } => {
+            open_in(directory, file, || path.to_path(), spec)?
+        }
+        LockPath::Direct(path) => open_direct(path, spec)?,
+        LockPath::Nowhere => return Err(LockError::NotFound),
+    };
+    match opened {
+        Some(Opened { fd: low, created }) if descriptor::is_stdio(&low) => {
+            match descriptor::above_stdio(&low) {
+                Ok(fd) => Ok(Some(Opened { fd, created })),
+                Err(errno) => {
+                    if let Ok(status) = fs::fstat(&low) {
+                        let file = LockFile::opened_at(path, low, &status, spec);
+                        let _ = file.release_at(path, created.then_some(Mode::Shared));
+                    }
+                    Err(IoError::new("fcntl", path.to_path(), errno).into())
+                }
+            }
+        }
+        opened => Ok(opened),
+    }
+}
+
+fn open_in(
+    directory: &Directory,
+    file: &CStr,
+    path: impl Fn() -> PathBuf,
+    spec: &LockSpec,
+) -> Result<Option<Opened>, LockError> {
+    let create = || fs::create_in(directory.as_fd(), file, spec.file_mode);
+    // What is to be created is hardly ever there: one call less. Only an answer that says so counts.
+    if spec.create
+        && directory.is_local()
+        && let Ok(fd) = create()
+    {
+        return Ok(Some(Opened { fd, created: true }));
+    }
+    match fs::open_in(directory.as_fd(), file) {
+        Ok(fd) => Ok(Some(Opened { fd, created: false })),
+        // Where the directory has moved away, what is created is seen not to be at its path.
+        Err(Errno::NOENT) if spec.create => match create() {
+            Ok(fd) => Ok(Some(Opened { fd, created: true })),
+            Err(Errno::EXIST) => Ok(None),
+            Err(Errno::NOENT) if !directory.is_where_it_was() => {
+                Err(LockError::DirectoryReplaced(directory.path().to_owned()))
+            }
+            Err(errno) => Err(IoError::new("openat", path(), errno).into()),
+        },
+        Err(Errno::NOENT) if !directory.is_where_it_was() => {
+            Err(LockError::DirectoryReplaced(directory.path().to_owned()))
+        }
+        Err(Errno::NOENT) => Err(LockError::NotFound),
+        Err(errno) => {
+            // A symlink, a directory, a socket: say what it is rather than what open says.
+            if let Ok(status) = fs::stat_in(directory.as_fd(), file) {
+                check_kind(status.kind, &path)?;
+            }
+            Err(IoError::new("openat", path(), errno).into())
+        }
+    }
+}
+
+fn open_direct(path: &CStr, spec: &LockSpec) -> Result<Option<Opened>, LockError> {
+    let to_path = || Path::new(OsStr::from_bytes(path.to_bytes()));
+    // Before the open: to open a device can rewind a tape or reset a line.
+    match fs::stat(path) {
+        Ok(status) if is_plain(&status, spec) => {}
+        Ok(status) => check_file(&status, || to_path().to_owned(), spec)?,
+        Err(Errno::NOENT) => return Err(LockError::NotFound),
+        Err(errno) => return Err(IoError::new("stat", to_path(), errno).into()),
+    }
+    let write = spec.needs_writing();
+    match fs::open(path, write) {
+        Ok(fd) => Ok(Some(Opened { fd, created: false })),
+        Err(Errno::NOENT) => Ok(None),
+        Err(Errno::ROFS) if write => Err(LockError::Invalid(InvalidRequest::ReadOnly)),
+        Err(Errno::ACCESS | Errno::PERM) if write && fs::can_read(path) => {
+            Err(LockError::Invalid(InvalidRequest::ReadOnly))
+        }
+        Err(errno) => Err(IoError::new("openat", to_path(), errno).into()),
+    }
+}
+
+/// Puts an empty file where the name leads, if there is none.
+pub(crate) fn create_file(name: &Name, file_mode: u32) -> Result<(), LockError> {
+    let spec = LockSpec {
+        mode: Mode::Shared,
+        range: ByteRange::FIRST,
+        create: true,
+        file_mode,
+        upgradable: false,
+        refuse_hard_links: false,
+    };
+    name.with_path(|path| {
+        for _ in 0..TRIES {
+            let is_there = match path {
+                LockPath::InDirectory { .. } => create_in(path, &spec)?,
+                LockPath::Direct(direct) => create_direct(direct, &spec)?,
+                LockPath::Nowhere => true,
+            };
+            if is_there {
+                return Ok(());
+            }
+        }
+        Err(LockError::Unstable(TRIES))
+    })
+}
+
+/// Whether the file is there, and stays; `false` where it came or went meanwhile.
+fn create_in(path: &LockPath<'_>, spec: &LockSpec) -> Result<bool, LockError> {
+    let Some(Opened { fd, created }) = open(path, spec)? else { return Ok(false) };
+    let status = fs::fstat(&fd).map_err(|errno| IoError::new("fstat", path.to_path(), errno))?;
+    check_file(&status, || path.to_path(), spec)?;
+    match is_at(status.id, path)? {
+        Identity::Same => Ok(true),
+        Identity::DirectoryReplaced(directory) => {
+            let file = LockFile::opened_at(path, fd, &status, spec);
+            let _ = file.release_at(path, created.then_some(Mode::Shared));
+            Err(LockError::DirectoryReplaced(directory))
+        }
+        Identity::Stale => Ok(false),
+    }
+}
+
+/// The same for the file of a path.
+fn create_direct(path: &CStr, spec: &LockSpec) -> Result<bool, LockError> {
+    let to_path = || PathBuf::from(OsStr::from_bytes(path.to_bytes()));
+    match fs::stat(path) {
+        Ok(status) => check_file(&status, to_path, spec).map(|()| true),
+        Err(Errno::NOENT) => match fs::create(path, spec.file_mode) {
+            Ok(_) => Ok(true),
+            Err(Errno::EXIST) => Ok(false),
+            Err(errno) => Err(IoError::new("openat", to_path(), errno).into()),
+        },
+        Err(errno) => Err(IoError::new("stat", to_path(), errno).into()),
+    }
+}

@@ -1,0 +1,112 @@
+//! File systems that answer from the kernel's memory, unlike those of a network or of another
+//! process: no call to them hangs.
+//!
+//! This is asked in two ways, since a path tells its file systems by name and a descriptor tells its
+//! own by number; and about two things: to hold a lock file there, and to pass through on the way
+//! to one. A file system that is not in the list is taken for one that can hang.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::procfs::{self, Mounts};
+
+/// What a file system is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Local {
+    /// Its locks and its lookups. With the number that `fstatfs` gives it.
+    LocksAndLookups(u64),
+    /// Its lookups. Nothing is claimed of locks: they may be another file system's, as an overlay's
+    /// are, or it may have no files to be written.
+    Lookups,
+}
+
+const LOCAL: [(&str, Local); 18] = {
+    use Local::{LocksAndLookups, Lookups};
+    [
+        ("ext2", LocksAndLookups(0xef53)),
+        ("ext3", LocksAndLookups(0xef53)),
+        ("ext4", LocksAndLookups(0xef53)),
+        ("xfs", LocksAndLookups(0x5846_5342)),
+        ("btrfs", LocksAndLookups(0x9123_683e)),
+        ("f2fs", LocksAndLookups(0xf2f5_2010)),
+        ("zfs", LocksAndLookups(0x2fc1_2fc1)),
+        ("tmpfs", LocksAndLookups(0x0102_1994)),
+        ("ramfs", LocksAndLookups(0x8584_58f6)),
+        ("bcachefs", Lookups),
+        ("rootfs", Lookups),
+        ("devtmpfs", Lookups),
+        ("overlay", Lookups),
+        ("squashfs", Lookups),
+        ("erofs", Lookups),
+        ("iso9660", Lookups),
+        ("proc", Lookups),
+        ("sysfs", Lookups),
+    ]
+};
+
+/// Whether locks and lookups on the file system of this descriptor are known not to hang.
+pub(crate) fn cannot_hang(fd: impl AsFd) -> bool {
+    #[allow(clippy::unnecessary_cast)] // its type differs by target
+    let number = rustix::fs::fstatfs(fd).map_or(0, |fs| fs.f_type as u64 & 0xffff_ffff);
+    LOCAL.iter().any(|(_, local)| *local == Local::LocksAndLookups(number))
+}
+
+/// Whether a lookup by this path, or by the path that the kernel has for the descriptor, is known
+/// not to hang on the way.
+pub(crate) fn path_cannot_hang(path: &Path, fd: impl AsFd) -> bool {
+    let (Ok(own), Ok(mounts)) = (procfs::path_of(fd.as_fd()), Mounts::read()) else {
+        return false;
+    };
+    lookups_cannot_hang(&mounts, path) && lookups_cannot_hang(&mounts, &own)
+}
+
+/// Whether all that is mounted on the way along a path is local. False without any mount.
+fn lookups_cannot_hang(mounts: &Mounts, path: &Path) -> bool {
+    let is_local = |kind: &[u8]| LOCAL.iter().any(|(name, _)| name.as_bytes() == kind);
+    let mut on_the_way = mounts.iter().filter(|mount| path.starts_with(mount.point())).peekable();
+    on_the_way.peek().is_some() && on_the_way.all(|mount| is_local(mount.kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = r"1 0 254:0 / / rw,relatime - ext4 /dev/vda rw
+2 1 0:20 / /run rw shared:5 master:7 - tmpfs tmpfs rw
+3 2 0:21 / /run/user/1/far rw - fuse.sshfs host: rw
+4 3 0:22 / /run/user/1/far/near rw - tmpfs tmpfs rw
+5 1 0:23 / /net rw - autofs map rw
+6 1 0:24 / /a\040b\134c rw - nfs4 host:/ rw
+7 1 0:25 / /img rw - xfs /dev/vdb rw
+
+";
+
+    fn is_local(path: &str) -> bool {
+        lookups_cannot_hang(&Mounts::parse(TABLE.as_bytes().to_vec()), Path::new(path))
+    }
+
+    #[test]
+    fn what_is_on_the_way_counts() {
+        for path in
+            ["/", "/tmp/locks", "/run/locks", "/run/user/1", "/run/user/1/farther", "/img/a"]
+        {
+            assert!(is_local(path), "{path}");
+        }
+        for path in ["/run/user/1/far", "/run/user/1/far/near/locks", "/net/a", "/a b\\c/locks"] {
+            assert!(!is_local(path), "{path}");
+        }
+        assert!(is_local("/a") && is_local("/a b") && is_local("/a\\040b\\134c"));
+    }
+
+    #[test]
+    fn without_a_table_nothing_is_known() {
+        assert!(!lookups_cannot_hang(&Mounts::parse(Vec::new()), Path::new("/")));
+    }
+
+    #[test]
+    fn a_file_system_for_lookups_alone_holds_no_locks() {
+        let proc = std::fs::File::open("/proc").unwrap();
+        assert!(!cannot_hang(&proc));
+        assert!(path_cannot_hang(Path::new("/proc"), &proc));
+    }
+}
