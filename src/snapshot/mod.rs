@@ -66,7 +66,7 @@ pub use restore::{InvalidEntry, RestoreError, restore, restore_what_verifies};
 
 use crate::core::{Inner, LockSpace};
 use crate::engine::{LockFile, Name};
-use crate::error::InChild;
+use crate::error::ForkedMessage;
 use crate::snapshot::document::{
     AUTO_CREATED, ResourceMore, ResourceState, SHARED, SpaceMore, VERSION, legible,
 };
@@ -109,7 +109,7 @@ pub enum SnapshotError {
     #[error("the same lock space was named twice")]
     Twice,
     /// The calling process is a forked child of the one that made the space.
-    #[error("{}", InChild(*.creator))]
+    #[error("{}", ForkedMessage(*.creator))]
     Forked {
         /// The pid of the process that made the space.
         creator: u32,

@@ -28,3 +28,17 @@ impl fmt::Display for FileSubject<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::IoError;
+
+    #[test]
+    fn a_path_in_a_message_cannot_forge_a_line() {
+        assert_eq!(DisplayPath(Path::new("/run/vmm/locks")).to_string(), "/run/vmm/locks");
+        assert_eq!(DisplayPath(Path::new("/a\nb is free")).to_string(), r#""/a\nb is free""#);
+        let failed = IoError::new("openat", "/img/a", rustix::io::Errno::MFILE);
+        assert_eq!(failed.to_string(), "openat /img/a: Too many open files (os error 24)");
+    }
+}
