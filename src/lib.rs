@@ -208,8 +208,8 @@ mod table;
 mod types;
 mod wait;
 
-pub use api::{Lease, Leases};
-pub use core::{Builder, HeldResource, LockSpace, Released};
+pub use api::{Builder, Lease, Leases, LockSpace};
+pub use core::{HeldResource, Released};
 pub use engine::{HeldBy, Holder, Kind, Process, holders_of};
 pub use error::{AcquireError, Busy, LockFileError, OpenError, ReleaseError, VerifyError};
 pub use types::{

@@ -5,11 +5,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use crate::core::{Inner, untold};
-use crate::engine::Name;
+use crate::core::OwnedHold;
 use crate::error::{AcquireError, ReleaseError, VerifyError};
-use crate::table::Care;
-use crate::table::slots::Slot;
 use crate::types::{Mode, OwnerId};
 use crate::wait::Wait;
 
@@ -46,51 +43,39 @@ use crate::wait::Wait;
 /// ```
 #[must_use = "a lease that is dropped at once protects nothing"]
 pub struct Lease {
-    space: Arc<Inner>,
-    slot: Slot,
-    name: Arc<Name>,
-    owner: OwnerId,
-    mode: Mode,
+    hold: OwnedHold,
     path: OnceLock<Box<Path>>,
-    /// The hold is still this lease's to end.
-    ours: bool,
 }
 
 impl Lease {
-    pub(crate) fn new(
-        space: Arc<Inner>,
-        slot: Slot,
-        name: Arc<Name>,
-        owner: OwnerId,
-        mode: Mode,
-    ) -> Self {
-        Self { space, slot, name, owner, mode, path: OnceLock::new(), ours: true }
+    pub(super) fn new(hold: OwnedHold) -> Self {
+        Self { hold, path: OnceLock::new() }
     }
 
     /// The resource: what [`LockSpace::release`](crate::LockSpace::release) goes by, once the
     /// hold is kept. For an image, its resolved path.
     #[must_use]
     pub fn name(&self) -> &OsStr {
-        self.name.text()
+        self.hold.name().text()
     }
 
     /// The lock file; empty for a resource in memory, and for a caller's open file that has no
     /// path.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.path.get_or_init(|| self.name.path().into())
+        self.path.get_or_init(|| self.hold.name().path().into())
     }
 
     /// Who holds it.
     #[must_use]
     pub fn owner(&self) -> OwnerId {
-        self.owner
+        self.hold.owner()
     }
 
     /// How it is held.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        self.mode
+        self.hold.mode
     }
 
     /// Looks whether the promise still stands: the name leads to the file that is locked, and the
@@ -119,7 +104,7 @@ impl Lease {
     /// # }
     /// ```
     pub fn verify(&self) -> Result<(), VerifyError> {
-        self.space.verify(self.slot, &self.name)
+        self.hold.verify()
     }
 
     /// Makes a shared hold exclusive, if it is the only one, here and elsewhere. Throughout, and
@@ -150,9 +135,8 @@ impl Lease {
     /// # }
     /// ```
     pub fn upgrade(&mut self, wait: Wait) -> Result<(), AcquireError> {
-        self.space.upgrade(self.slot, &self.name, self.owner, wait)?;
-        self.mode = Mode::Exclusive;
-        Ok(())
+        let core = Arc::clone(self.hold.core());
+        core.upgrade(&mut self.hold, wait)
     }
 
     /// Makes an exclusive hold shared, without a moment in which it is not held. Shared waiters
@@ -163,14 +147,8 @@ impl Lease {
     /// [`AcquireError::Io`] if the kernel refuses, as it does for a caller's open file that cannot
     /// be read; the hold is exclusive still then.
     pub fn downgrade(&mut self) -> Result<(), AcquireError> {
-        self.space.check()?;
-        match self.space.convert(self.slot, &self.name, self.owner, Mode::Shared)? {
-            Ok(()) => {
-                self.mode = Mode::Shared;
-                Ok(())
-            }
-            Err(busy) => Err(AcquireError::Busy(busy)),
-        }
+        let core = Arc::clone(self.hold.core());
+        core.downgrade(&mut self.hold)
     }
 
     /// Gives the hold into the space's care: it now lasts until
@@ -190,24 +168,8 @@ impl Lease {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn keep(mut self) {
-        if self.ours {
-            self.ours = false;
-            self.space.keep(self.slot, self.owner);
-        }
-    }
-
-    /// Ends the hold in the map at once, and has the rest, which can hang, done by `by`.
-    pub(crate) fn release_by(mut self, by: impl FnOnce(Box<dyn FnOnce() + Send>)) {
-        self.ours = false;
-        if self.space.check().is_err() {
-            // In a forked child the lock is its parent's.
-            return;
-        }
-        let left = self.space.leave(self.space.map.lock(), self.slot, self.owner, Care::Lease);
-        if let Ok(Some(hold)) = left {
-            by(Box::new(move || untold(self.space.end(self.slot, &self.name, hold).err())));
-        }
+    pub fn keep(self) {
+        self.hold.keep();
     }
 
     /// Ends the hold. The last hold of an auto-created resource removes the lock file.
@@ -218,21 +180,8 @@ impl Lease {
     /// [`ReleaseError::Leftover`] if the lock file could not be removed: the hold has ended all
     /// the same. [`ReleaseError::Forked`] in a forked child, where nothing has changed.
     #[doc(alias = "virLockSpaceReleaseResource")]
-    pub fn release(mut self) -> Result<(), ReleaseError> {
-        self.ours = false;
-        self.space.release(self.slot, &self.name, self.owner)
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.ours {
-            match self.space.release(self.slot, &self.name, self.owner) {
-                // The lock is its parent's.
-                Err(ReleaseError::Forked { .. }) => {}
-                released => untold(released.err()),
-            }
-        }
+    pub fn release(self) -> Result<(), ReleaseError> {
+        self.hold.release()
     }
 }
 
@@ -241,48 +190,8 @@ impl fmt::Debug for Lease {
         f.debug_struct("Lease")
             .field("name", &self.name())
             .field("path", &self.path())
-            .field("owner", &self.owner)
-            .field("mode", &self.mode)
+            .field("owner", &self.owner())
+            .field("mode", &self.mode())
             .finish()
-    }
-}
-
-/// Several leases, in the order in which they were asked for; see
-/// [`LockSpace::acquire_all`](crate::LockSpace::acquire_all). Dropping it releases them all.
-#[derive(Debug)]
-#[must_use = "leases that are dropped at once protect nothing"]
-pub struct Leases(Vec<Lease>);
-
-impl Leases {
-    pub(crate) fn new(leases: Vec<Lease>) -> Self {
-        Self(leases)
-    }
-
-    /// Looks at each.
-    pub fn iter(&self) -> std::slice::Iter<'_, Lease> {
-        self.0.iter()
-    }
-
-    /// Gives them all into the space's care; see [`Lease::keep`].
-    pub fn keep(self) {
-        self.0.into_iter().for_each(Lease::keep);
-    }
-}
-
-impl IntoIterator for Leases {
-    type Item = Lease;
-    type IntoIter = std::vec::IntoIter<Lease>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.0.into_iter()
-    }
-}
-
-impl<'a> IntoIterator for &'a Leases {
-    type Item = &'a Lease;
-    type IntoIter = std::slice::Iter<'a, Lease>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
     }
 }

@@ -59,7 +59,7 @@ pub enum HeldBy {
     /// These processes, in order of their pids. They are several where forked children share
     /// their parent's descriptor: the lock lasts until it is unlocked, or all of them closed it.
     Processes(Vec<Process>),
-    /// A process that the kernel did not name to us: see [`holders_of`].
+    /// A process that the kernel did not name to us: see [`holders_of`](crate::holders_of).
     Unknown,
 }
 

@@ -22,7 +22,7 @@ pub enum LockFileError {
         /// What is wrong with it.
         why: InvalidRequest,
     },
-    /// See [`AcquireError::DirectoryReplaced`].
+    /// See [`AcquireError::DirectoryReplaced`](crate::AcquireError::DirectoryReplaced).
     #[error("{name:?}: the directory of the lock space, {}, was moved, removed or replaced", DisplayPath(.directory))]
     DirectoryReplaced {
         /// The resource.

@@ -56,7 +56,6 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use rustix::fs::{Mode as FileMode, OFlags};
 
@@ -64,7 +63,8 @@ pub use document::Document;
 pub use libvirt::{LibvirtLimit, NotForLibvirt};
 pub use restore::{InvalidEntry, RestoreError, restore, restore_what_verifies};
 
-use crate::core::{Inner, LockSpace};
+use crate::api::LockSpace;
+use crate::core::{Core, Hold};
 use crate::engine::{LockFile, Name};
 use crate::error::ForkedMessage;
 use crate::snapshot::document::{
@@ -73,7 +73,6 @@ use crate::snapshot::document::{
 use crate::snapshot::fit::Fitted;
 use crate::sys::exec;
 use crate::sys::memfd::{self, MemoryFile};
-use crate::table::Hold;
 use crate::types::{FileId, Mode, Origin};
 
 /// Several spaces, frozen: what they hold does not change while this lives.
@@ -162,16 +161,16 @@ impl Snapshot {
             carried: Vec::new(),
         };
         for space in spaces {
-            let inner = space.inner();
-            inner.process.check().map_err(|creator| SnapshotError::Forked { creator })?;
-            if snapshot.spaces.iter().any(|other| Arc::ptr_eq(other.inner(), inner)) {
+            let core = space.core();
+            core.process.check().map_err(|creator| SnapshotError::Forked { creator })?;
+            if snapshot.spaces.iter().any(|other| Arc::ptr_eq(other.core(), core)) {
                 return Err(SnapshotError::Twice);
             }
             let stuck =
                 |name: Arc<Name>| SnapshotError::Unresponsive { name: name.text().to_owned() };
-            inner.freeze().map_err(stuck)?;
+            core.freeze().map_err(stuck)?;
             snapshot.spaces.push(space.clone());
-            snapshot.documents.push(document_of(inner, started, &mut snapshot.held));
+            snapshot.documents.push(document_of(core, started, &mut snapshot.held));
         }
         Ok(snapshot)
     }
@@ -207,7 +206,7 @@ impl Snapshot {
     /// changed after a failure: tell it nothing of the kind. `env_clear` and `arg0` cannot be
     /// learned from a command, and have no effect here: use `env_remove`.
     pub fn exec(self, command: &mut Command) -> ExecError {
-        if self.spaces.iter().any(|space| !space.inner().process.is_here()) {
+        if self.spaces.iter().any(|space| !space.core().process.is_here()) {
             let source = io::Error::other("a forked child cannot pass its parent's locks on");
             return ExecError { program: command.get_program().to_owned(), source };
         }
@@ -228,8 +227,8 @@ impl Snapshot {
 impl Drop for Snapshot {
     fn drop(&mut self) {
         for space in &self.spaces {
-            if space.inner().process.is_here() {
-                space.inner().thaw();
+            if space.core().process.is_here() {
+                space.core().thaw();
             }
         }
     }
@@ -250,24 +249,24 @@ pub fn carried(number: u32) -> io::Result<Vec<u8>> {
 }
 
 /// What a frozen space holds, and the descriptors that it is held by.
-fn document_of(inner: &Inner, started: u64, held: &mut Vec<RawFd>) -> Document {
-    let resources = inner.with_holds(|name, hold| {
+fn document_of(core: &Core, started: u64, held: &mut Vec<RawFd>) -> Document {
+    let resources = core.with_holds(|name, hold| {
         held.extend(hold.file().map(LockFile::number));
         Fitted::Fits(resource_state(name, hold))
     });
-    let directory = inner.place.directory();
+    let directory = core.naming.directory();
     let (path, hex) = match directory.map(|directory| legible(directory.path().as_os_str())) {
         Some((path, hex)) => (Some(path), hex),
         None => (None, None),
     };
     let more = SpaceMore {
         version: VERSION,
-        naming: inner.place.word().to_owned(),
-        range: inner.range.into(),
-        file_mode: inner.file_mode,
+        naming: core.naming.word().to_owned(),
+        range: core.range.into(),
+        file_mode: core.file_mode,
         directory: directory.map(|directory| (directory.id().dev, directory.id().ino)),
         hex,
-        stale_retries: inner.stale.load(Ordering::Relaxed),
+        stale_retries: core.stale_retries(),
         pid: std::process::id(),
         started,
     };
@@ -280,10 +279,10 @@ fn resource_state(name: &Name, hold: &Hold) -> ResourceState {
         None => legible(name.text()),
     };
     let (path, _) = legible(name.path().as_os_str());
-    let owners = hold.owners.counts().into_iter();
+    let owners = hold.owners().counts().into_iter();
     let owners = owners.flat_map(|(id, count)| std::iter::repeat_n(id.get(), count as usize));
-    let shared = if hold.mode == Mode::Shared { SHARED } else { 0 };
-    let auto_created = if hold.origin == Origin::AutoCreated { AUTO_CREATED } else { 0 };
+    let shared = if hold.mode() == Mode::Shared { SHARED } else { 0 };
+    let auto_created = if hold.origin() == Origin::AutoCreated { AUTO_CREATED } else { 0 };
     let id = hold.file().map_or(FileId { dev: 0, ino: 0 }, LockFile::id);
     ResourceState {
         name: text,
@@ -296,7 +295,7 @@ fn resource_state(name: &Name, hold: &Hold) -> ResourceState {
             range: hold.range().into(),
             device: id.dev,
             inode: id.ino,
-            origin: hold.origin.into(),
+            origin: hold.origin().into(),
             hex,
         }),
     }

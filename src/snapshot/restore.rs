@@ -21,8 +21,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use smallvec::SmallVec;
 
-use crate::core::process::Process;
-use crate::core::{Inner, LockSpace};
+use crate::api::LockSpace;
+use crate::core::{Core, Hold, Process, RestoredSpace};
 use crate::engine::{Key, LockFile, LockPath, Name, OpenNaming};
 use crate::error::OpenError;
 use crate::snapshot::document::{
@@ -34,7 +34,7 @@ use crate::snapshot::started;
 use crate::sys::fs::{self, FileKind};
 use crate::sys::procfs::{FdLock, LockKind, OwnFdinfo};
 use crate::sys::{fd as descriptor, local_fs, ofd};
-use crate::table::{Hold, Owners};
+use crate::table::Owners;
 use crate::types::{ByteRange, FileId, InvalidRequest, Mode, Naming, Origin, OwnerId};
 
 /// An entry of a document that does not stand up to proof, or a document that does not.
@@ -261,8 +261,14 @@ unsafe fn adopt(spaces: Vec<Proven>) -> Vec<LockSpace> {
             let ProvenEntry { name, mode, range, origin, owners, .. } = entry;
             (name, Hold::new(file, range, mode, origin, owners))
         });
-        let how = (space.range, space.file_mode);
-        Inner::restored(space.process, space.place, how, space.stale, holds)
+        let restored = RestoredSpace {
+            process: space.process,
+            naming: space.place,
+            range: space.range,
+            file_mode: space.file_mode,
+            stale_retries: space.stale,
+        };
+        LockSpace::restored(Core::restored(restored, holds))
     });
     adopted.collect()
 }

@@ -1,177 +1,142 @@
-//! Turns: a process that waits for what it has only just let go of must not always be the first.
+//! Whose turn it is among processes, which know nothing of each other.
 //!
-//! Who waits in another process is told of a release and then needs some microseconds to wake; who
-//! waits here finds the lock free at once. So a process may have a resource again and again for a
-//! while ([`PASSING`]), and then its waits leave it alone for as long as others need ([`COURTESY`]).
-//! Where it has met others, the while is short ([`AMONG_RIVALS`]).
+//! A waiter in another process is told of a release, and then needs some microseconds to wake; a
+//! waiter in this process finds the lock free at once. So a process may have a resource again and
+//! again for a while ([`MAX_TURN`]), and then its waits leave it alone for as long as others need
+//! ([`YIELD_TIME`]). Where it has met others, the while is short ([`MAX_TURN_AMONG_OTHERS`]).
 //!
-//! A turn is the process's: it begins when it gets the lock by a wait, goes on through its queue, its
-//! spaces and its tries, and ends when it has left the lock alone for the length of a courtesy, so
-//! that anybody could have had it.
+//! A turn is the process's: it begins when a wait gets the lock, goes on through the queue, the
+//! spaces and the tries of the process, and ends when the process has left the lock alone for
+//! [`YIELD_TIME`], so that anybody could have had it.
 
-use std::num::NonZeroU16;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
-use crate::engine::Directory;
+use crate::engine::Name;
 use crate::types::FileId;
 
-/// How long a turn lasts, at least, before the lock is left to other processes. Rarely, since mostly
-/// there is nobody.
-const PASSING: Duration = Duration::from_millis(50);
+/// How long a turn lasts, at least, before the lock is left to other processes. Rarely, since
+/// mostly there is nobody else.
+pub(crate) const MAX_TURN: Duration = Duration::from_millis(50);
 
-/// The same where others are known to want it.
-const AMONG_RIVALS: Duration = Duration::from_millis(2);
+/// The same where others are known to want the lock.
+const MAX_TURN_AMONG_OTHERS: Duration = Duration::from_millis(2);
 
-/// How long it is left to them. A waiter elsewhere wakes in a tenth of that.
-pub(crate) const COURTESY: Duration = Duration::from_millis(1);
-
-/// About when a turn began. Small, as each resource has one, and so it comes round after 16 seconds:
-/// who holds for just about that long is taken to have held for a moment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Began(NonZeroU16);
+/// How long the lock is left to other processes. A waiter elsewhere wakes in a tenth of that.
+pub(crate) const YIELD_TIME: Duration = Duration::from_millis(1);
 
 /// What has its turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TurnKey {
     directory: Option<FileId>,
-    /// Two of the same hash share their turns, and are polite too often.
+    /// Two names of one hash share their turns, and yield more often than they must.
     hash: u64,
 }
 
-/// Whether somebody outside of the process held the lock when it was waited for.
+impl TurnKey {
+    /// By the directory of the lock file, and the hash of the resource's name.
+    pub(crate) fn new(directory: Option<FileId>, hash: u64) -> Self {
+        Self { directory, hash }
+    }
+
+    /// Of a resource whose name has this hash.
+    pub(crate) fn of(name: &Name, hash: u64) -> Self {
+        Self::new(name.directory().map(|directory| directory.id()), hash)
+    }
+}
+
+/// Whether a wait has found the lock held by somebody outside of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contention {
     Met,
     NotMet,
 }
 
-/// What a process has just let go of.
+/// The turns that have just ended, unless they go on in a moment. Hardly ever more than a few, as
+/// each is soon forgotten.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
-    lately: Mutex<Lately>,
-    /// How much that is, for who has no time to look.
-    count: AtomicUsize,
-}
+pub(crate) struct RecentTurns(Vec<RecentTurn>);
 
-/// Hardly ever more than a few, as each is soon forgotten.
-#[derive(Debug, Default)]
-struct Lately(Vec<Paused>);
-
-/// A turn that has ended, unless it goes on in a moment.
 #[derive(Debug)]
-struct Paused {
+struct RecentTurn {
     key: TurnKey,
-    at: Instant,
-    since: Instant,
+    began: Instant,
+    ended: Instant,
 }
 
-impl TurnKey {
-    /// Of a resource by the directory of its lock file and the hash of its name.
-    pub(crate) fn new(directory: Option<&Directory>, hash: u64) -> Self {
-        Self { directory: directory.map(Directory::id), hash }
-    }
-}
-
-impl Began {
-    pub(crate) fn now() -> Self {
-        Self::at(Instant::now())
+impl RecentTurns {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
-    fn at(moment: Instant) -> Self {
-        /// What is counted from: long ago, since a turn among rivals counts as begun earlier.
-        static START: LazyLock<Instant> = LazyLock::new(|| {
-            let now = Instant::now();
-            now.checked_sub(PASSING).unwrap_or(now)
-        });
-        let quarters = moment.saturating_duration_since(*START).as_micros() / 250;
-        // One more or less does not matter.
-        Self(NonZeroU16::new(quarters as u16).unwrap_or(NonZeroU16::MIN))
-    }
-
-    fn since(self, earlier: Self) -> Duration {
-        Duration::from_micros(250) * u32::from(self.0.get().wrapping_sub(earlier.0.get()))
-    }
-
-    /// Whether the turn has lasted long enough.
-    pub(crate) fn is_over(self) -> bool {
-        Self::now().since(self) >= PASSING
-    }
-}
-
-impl Turns {
-    /// What was held in a turn that began then has been let go of.
-    pub(crate) fn end(&self, key: TurnKey, began: Began) {
-        self.look(|lately, now| lately.end(key, began, now));
-    }
-
-    /// Until when it is to be left to others.
-    pub(crate) fn for_others_until(&self, key: TurnKey) -> Option<Instant> {
-        self.are_any().then(|| self.look(|lately, now| lately.for_others_until(key, now)))?
-    }
-
-    /// A wait has got it: since when the turn counts.
-    pub(crate) fn begin(&self, key: TurnKey, rivals: Contention) -> Began {
-        self.look(|lately, now| lately.begin(key, rivals, now))
-    }
-
-    /// A try has got it: that is no turn, but one may go on.
-    pub(crate) fn go_on(&self, key: impl FnOnce() -> TurnKey) -> Option<Began> {
-        self.are_any().then(|| self.look(|lately, _| lately.go_on(key())))?
-    }
-
-    fn are_any(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
-    }
-
-    fn look<T>(&self, look: impl FnOnce(&mut Lately, Instant) -> T) -> T {
-        let now = Instant::now();
-        let mut lately = self.lately.lock();
-        lately.forget(now);
-        let seen = look(&mut lately, now);
-        self.count.store(lately.0.len(), Ordering::Relaxed);
-        seen
-    }
-}
-
-impl Lately {
-    /// What is not gone on with for so long has ended.
+    /// Forgets the turns that ended [`YIELD_TIME`] ago or earlier.
     fn forget(&mut self, now: Instant) {
-        self.0.retain(|turn| now.saturating_duration_since(turn.at) < COURTESY);
+        self.0.retain(|turn| now.saturating_duration_since(turn.ended) < YIELD_TIME);
     }
 
-    fn find(&mut self, key: TurnKey) -> Option<&mut Paused> {
+    fn find(&mut self, key: TurnKey) -> Option<&mut RecentTurn> {
         self.0.iter_mut().find(|turn| turn.key == key)
     }
 
-    fn end(&mut self, key: TurnKey, began: Began, now: Instant) {
-        let lasted = Began::at(now).since(began).min(PASSING);
-        let since = now.checked_sub(lasted).unwrap_or(now);
+    /// What this process has had since `began` it has let go of.
+    pub(crate) fn end(&mut self, key: TurnKey, began: Instant, now: Instant) {
+        self.forget(now);
         match self.find(key) {
-            // Shared by two spaces.
-            Some(turn) => (turn.at, turn.since) = (now, turn.since.min(since)),
-            None => self.0.push(Paused { key, at: now, since }),
+            // Two spaces of this process share it.
+            Some(turn) => (turn.ended, turn.began) = (now, turn.began.min(began)),
+            None => self.0.push(RecentTurn { key, began, ended: now }),
         }
     }
 
-    fn for_others_until(&mut self, key: TurnKey, now: Instant) -> Option<Instant> {
+    /// Until when the lock is to be left to other processes; `None` if this process may have it.
+    pub(crate) fn yield_until(&mut self, key: TurnKey, now: Instant) -> Option<Instant> {
+        self.forget(now);
         let turn = self.find(key)?;
-        (now.saturating_duration_since(turn.since) >= PASSING).then(|| turn.at + COURTESY)
+        let lasted = now.saturating_duration_since(turn.began);
+        (lasted >= MAX_TURN).then(|| turn.ended + YIELD_TIME)
     }
 
-    fn begin(&mut self, key: TurnKey, rivals: Contention, now: Instant) -> Began {
-        let since = self.find(key).map_or(now, |turn| turn.since);
-        Began::at(match rivals {
-            Contention::Met => since.min(now.checked_sub(PASSING - AMONG_RIVALS).unwrap_or(now)),
-            Contention::NotMet => since,
-        })
+    /// A wait has got the lock: since when the turn counts.
+    pub(crate) fn begin(&mut self, key: TurnKey, contention: Contention, now: Instant) -> Instant {
+        self.forget(now);
+        let began = self.find(key).map_or(now, |turn| turn.began);
+        match contention {
+            Contention::NotMet => began,
+            Contention::Met => {
+                let earlier = now.checked_sub(MAX_TURN - MAX_TURN_AMONG_OTHERS);
+                began.min(earlier.unwrap_or(now))
+            }
+        }
     }
 
-    fn go_on(&mut self, key: TurnKey) -> Option<Began> {
-        self.find(key).map(|turn| Began::at(turn.since))
+    /// A try has got the lock. That begins no turn, but one may go on: since when it counts.
+    pub(crate) fn resume(&mut self, key: TurnKey, now: Instant) -> Option<Instant> {
+        self.forget(now);
+        self.find(key).map(|turn| turn.began)
+    }
+}
+
+/// For so long a process remembers that it has rivals for a file.
+const RIVALS_REMEMBERED: Duration = Duration::from_millis(200);
+
+/// The files that another process was faster to lock, and when. Hardly ever more than a few.
+#[derive(Debug, Default)]
+pub(crate) struct LostRaces(Vec<(FileId, Instant)>);
+
+impl LostRaces {
+    fn forget(&mut self, now: Instant) {
+        self.0.retain(|(_, when)| now.saturating_duration_since(*when) < RIVALS_REMEMBERED);
+    }
+
+    pub(crate) fn add(&mut self, file: FileId, now: Instant) {
+        self.forget(now);
+        self.0.retain(|(other, _)| *other != file);
+        self.0.push((file, now));
+    }
+
+    /// Whether this process has rivals for the file.
+    pub(crate) fn has(&mut self, file: FileId, now: Instant) -> bool {
+        self.forget(now);
+        self.0.iter().any(|(other, _)| *other == file)
     }
 }
 
@@ -182,122 +147,126 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
     const KEY: TurnKey = TurnKey { directory: None, hash: 7 };
 
-    /// What a process does with a lock, at moments of its own.
+    /// What a process does with a lock, in virtual time.
     struct Worker {
-        lately: Lately,
+        turns: RecentTurns,
         now: Instant,
-        /// When it was polite.
-        pauses: Vec<Instant>,
+        /// When it yielded.
+        yields: Vec<Instant>,
     }
 
     impl Worker {
         fn new() -> Self {
-            let now = Instant::now() + PASSING;
-            Self { lately: Lately::default(), now, pauses: Vec::new() }
+            let now = Instant::now() + MAX_TURN;
+            Self { turns: RecentTurns::default(), now, yields: Vec::new() }
         }
 
         /// Waits for it, and holds it for so long.
-        fn hold(&mut self, rivals: Contention, lasting: Duration) {
-            self.lately.forget(self.now);
-            if let Some(until) = self.lately.for_others_until(KEY, self.now) {
-                self.pauses.push(self.now);
+        fn hold(&mut self, contention: Contention, lasting: Duration) {
+            if let Some(until) = self.turns.yield_until(KEY, self.now) {
+                self.yields.push(self.now);
                 self.now = until;
-                self.lately.forget(self.now);
             }
-            let began = self.lately.begin(KEY, rivals, self.now);
+            let began = self.turns.begin(KEY, contention, self.now);
             self.let_go(began, lasting);
         }
 
-        fn let_go(&mut self, began: Began, lasting: Duration) {
+        fn let_go(&mut self, began: Instant, lasting: Duration) {
             // Other resources come and go meanwhile.
             let other = TurnKey { hash: 8, ..KEY };
-            self.lately.end(other, began, self.now + lasting / 2);
+            self.turns.end(other, began, self.now + lasting / 2);
             self.now += lasting;
-            self.lately.forget(self.now);
-            self.lately.end(KEY, began, self.now);
+            self.turns.end(KEY, began, self.now);
         }
 
-        fn hold_again_and_again(
-            mut self,
-            rivals: Contention,
-            lasting: Duration,
-            times: u32,
-        ) -> usize {
-            (0..times).for_each(|_| self.hold(rivals, lasting));
-            self.pauses.len()
+        fn hold_repeatedly(mut self, contention: Contention, lasting: Duration, n: u32) -> usize {
+            (0..n).for_each(|_| self.hold(contention, lasting));
+            self.yields.len()
         }
     }
 
     #[test]
-    fn who_asks_again_at_once_is_polite_once_in_a_while() {
-        let pauses = Worker::new().hold_again_and_again(Contention::NotMet, MILLISECOND / 10, 5000);
-        assert!((9..=10).contains(&pauses), "{pauses}");
-        let pauses = Worker::new().hold_again_and_again(Contention::NotMet, MILLISECOND, 500);
-        assert!((9..=10).contains(&pauses), "{pauses}");
+    fn a_process_that_asks_again_at_once_yields_once_in_a_while() {
+        let yields = Worker::new().hold_repeatedly(Contention::NotMet, MILLISECOND / 10, 5000);
+        assert!((9..=10).contains(&yields), "{yields}");
+        let yields = Worker::new().hold_repeatedly(Contention::NotMet, MILLISECOND, 500);
+        assert!((9..=10).contains(&yields), "{yields}");
     }
 
     #[test]
-    fn who_has_met_others_is_polite_sooner() {
-        let pauses = Worker::new().hold_again_and_again(Contention::Met, MILLISECOND / 10, 1000);
-        assert!((40..=55).contains(&pauses), "{pauses}");
-        let pauses = Worker::new().hold_again_and_again(Contention::Met, 3 * MILLISECOND, 100);
-        assert_eq!(pauses, 99);
+    fn a_process_that_has_met_others_yields_sooner() {
+        let yields = Worker::new().hold_repeatedly(Contention::Met, MILLISECOND / 10, 1000);
+        assert!((40..=55).contains(&yields), "{yields}");
+        let yields = Worker::new().hold_repeatedly(Contention::Met, 3 * MILLISECOND, 100);
+        assert_eq!(yields, 99);
     }
 
     #[test]
-    fn who_holds_it_for_long_is_polite_each_time() {
-        for lasting in [2 * PASSING, Duration::from_secs(5000)] {
-            assert_eq!(Worker::new().hold_again_and_again(Contention::NotMet, lasting, 10), 9);
+    fn a_process_that_holds_for_long_yields_each_time() {
+        for lasting in [2 * MAX_TURN, Duration::from_secs(5000)] {
+            assert_eq!(Worker::new().hold_repeatedly(Contention::NotMet, lasting, 10), 9);
         }
     }
 
     #[test]
-    fn who_asks_later_need_not_be_polite() {
+    fn a_process_that_asks_later_need_not_yield() {
         let mut worker = Worker::new();
         for _ in 0..10 {
-            worker.hold(Contention::NotMet, 2 * PASSING);
-            worker.now += COURTESY;
+            worker.hold(Contention::NotMet, 2 * MAX_TURN);
+            worker.now += YIELD_TIME;
         }
-        assert_eq!(worker.pauses, []);
-        worker.hold(Contention::NotMet, 2 * PASSING);
-        worker.now += COURTESY / 2;
+        assert_eq!(worker.yields, []);
+        worker.hold(Contention::NotMet, 2 * MAX_TURN);
+        worker.now += YIELD_TIME / 2;
         worker.hold(Contention::NotMet, MILLISECOND);
-        assert_eq!(worker.pauses.len(), 1);
+        assert_eq!(worker.yields.len(), 1);
     }
 
     #[test]
-    fn a_try_is_no_turn_but_goes_on_with_one() {
+    fn a_try_begins_no_turn_but_goes_on_with_one() {
         let mut worker = Worker::new();
-        assert!(worker.lately.go_on(KEY).is_none());
+        assert!(worker.turns.resume(KEY, worker.now).is_none());
         for _ in 0..10 {
-            worker.hold(Contention::NotMet, PASSING / 3);
-            let began = worker.lately.go_on(KEY).expect("it goes on");
-            worker.let_go(began, PASSING / 3);
+            worker.hold(Contention::NotMet, MAX_TURN / 3);
+            let began = worker.turns.resume(KEY, worker.now).expect("it goes on");
+            worker.let_go(began, MAX_TURN / 3);
         }
-        assert!((4..=5).contains(&worker.pauses.len()), "{:?}", worker.pauses);
+        assert!((4..=5).contains(&worker.yields.len()), "{:?}", worker.yields);
     }
 
     #[test]
-    fn all_who_ask_meanwhile_are_polite_until_then() {
+    fn all_who_ask_meanwhile_yield_until_the_same_moment() {
         let mut worker = Worker::new();
-        worker.hold(Contention::NotMet, 2 * PASSING);
-        let (lately, now) = (&mut worker.lately, worker.now);
-        let until = Some(now + COURTESY);
-        assert_eq!(lately.for_others_until(KEY, now), until);
-        assert_eq!(lately.for_others_until(KEY, now + COURTESY / 2), until);
-        assert_eq!(lately.for_others_until(TurnKey { hash: 9, ..KEY }, now), None);
+        worker.hold(Contention::NotMet, 2 * MAX_TURN);
+        let (turns, now) = (&mut worker.turns, worker.now);
+        let until = Some(now + YIELD_TIME);
+        assert_eq!(turns.yield_until(KEY, now), until);
+        assert_eq!(turns.yield_until(KEY, now + YIELD_TIME / 2), until);
+        assert_eq!(turns.yield_until(TurnKey { hash: 9, ..KEY }, now), None);
     }
 
     #[test]
-    fn what_is_over_is_forgotten() {
-        let turns = Turns::default();
+    fn turns_that_are_over_are_forgotten() {
+        let mut turns = RecentTurns::default();
+        let mut now = Instant::now();
         for hash in 0..1000 {
             let key = TurnKey { hash, ..KEY };
-            turns.end(key, turns.begin(key, Contention::NotMet));
-            assert!(turns.are_any() && turns.go_on(|| key).is_some());
-            turns.look(|lately, now| lately.forget(now + COURTESY));
-            assert!(!turns.are_any());
-            assert!(turns.go_on(|| unreachable!("nothing is looked for")).is_none());
+            let began = turns.begin(key, Contention::NotMet, now);
+            turns.end(key, began, now);
+            assert!(turns.len() == 1 && turns.resume(key, now).is_some());
+            now += YIELD_TIME;
+            assert!(turns.resume(key, now).is_none() && turns.len() == 0);
         }
+    }
+
+    #[test]
+    fn rivals_are_remembered_for_a_while() {
+        let [a, b] = [1, 2].map(|ino| FileId { dev: 1, ino });
+        let (mut races, start) = (LostRaces::default(), Instant::now());
+        races.add(a, start);
+        races.add(b, start + RIVALS_REMEMBERED / 2);
+        assert!(races.has(a, start + RIVALS_REMEMBERED / 2));
+        assert!(!races.has(a, start + RIVALS_REMEMBERED));
+        assert!(races.has(b, start + RIVALS_REMEMBERED));
     }
 }

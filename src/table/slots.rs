@@ -1,83 +1,97 @@
-//! All resources of a space: found by name, or by the slot that each has.
+//! Where the resources are: found by name, or by the slot that each one has.
 //!
-//! Whoever holds a resource, or waits for it, keeps it in its slot: so a release, or the end of a
-//! transition, finds it without a look at its name.
+//! Who holds a resource, or waits for it, keeps its slot, so that a release finds it without
+//! hashing its name.
 
 use hashbrown::HashTable;
 use slab::Slab;
 
+use super::resource::Resource;
 use crate::engine::Key;
-use crate::table::Resource;
 
-/// Where a resource is, until it is absent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Slot(u32);
+/// Where a resource is until it is absent. A later resource in the same place has another slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Slot {
+    index: u32,
+    generation: u32,
+}
 
 /// The resources that are not absent.
-#[derive(Debug, Default)]
-pub(crate) struct Resources {
-    slots: Slab<Resource>,
-    by_name: HashTable<Slot>,
+#[derive(Debug)]
+pub(super) struct Slots<F> {
+    resources: Slab<Resource<F>>,
+    by_name: HashTable<u32>,
+    /// Counts insertions, and so tells the resources apart that one place has had. It wraps: to be
+    /// taken for another resource, a slot would have to be kept for 2^32 insertions.
+    generation: u32,
 }
 
-impl Slot {
-    fn index(self) -> usize {
-        self.0 as usize
+impl<F> Default for Slots<F> {
+    fn default() -> Self {
+        Self { resources: Slab::new(), by_name: HashTable::new(), generation: 0 }
     }
 }
 
-impl Resources {
-    #[inline]
-    pub(crate) fn find(&self, name: Key<'_>) -> Option<Slot> {
-        let is_it = |slot: &Slot| self.slots[slot.index()].name.text() == name.text();
-        self.by_name.find(name.hash(), is_it).copied()
+impl<F> Slots<F> {
+    pub(super) fn find(&self, key: Key<'_>) -> Option<Slot> {
+        let is_it = |index: &u32| self.resources[*index as usize].name().text() == key.text();
+        let index = *self.by_name.find(key.hash(), is_it)?;
+        Some(Slot { index, generation: self.resources[index as usize].generation() })
     }
 
-    /// Makes room for so many.
+    /// Makes room for `count` more.
     #[cfg(feature = "snapshot")]
-    pub(crate) fn reserve(&mut self, count: usize) {
-        let slots = &self.slots;
-        let hash_of = |slot: &Slot| slots[slot.index()].hash;
-        self.by_name.reserve(count, hash_of);
-        self.slots.reserve(count);
+    pub(super) fn reserve(&mut self, count: usize) {
+        let resources = &self.resources;
+        self.by_name.reserve(count, |index| resources[*index as usize].hash());
+        self.resources.reserve(count);
     }
 
-    /// Adds one whose name is not there.
-    pub(crate) fn insert(&mut self, resource: Resource) -> Slot {
-        let hash = resource.hash;
-        let index = self.slots.insert(resource);
-        let slot = Slot(u32::try_from(index).expect("memory ends before slots do"));
-        let slots = &self.slots;
-        let hash_of = |slot: &Slot| slots[slot.index()].hash;
-        self.by_name.insert_unique(hash, slot, hash_of);
-        slot
+    /// Adds the resource that `make` returns for its generation; its name is not there yet.
+    pub(super) fn insert(&mut self, make: impl FnOnce(u32) -> Resource<F>) -> Slot {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        let resource = make(generation);
+        let hash = resource.hash();
+        let index = self.resources.insert(resource);
+        let index = u32::try_from(index).expect("memory is exhausted before the slots are");
+        let resources = &self.resources;
+        self.by_name.insert_unique(hash, index, |index| resources[*index as usize].hash());
+        Slot { index, generation }
     }
 
-    /// It is absent from now on.
-    pub(crate) fn remove(&mut self, slot: Slot) -> Resource {
-        let resource = self.slots.remove(slot.index());
-        if let Ok(entry) = self.by_name.find_entry(resource.hash, |other| *other == slot) {
+    pub(super) fn remove(&mut self, slot: Slot) -> Resource<F> {
+        let resource = self.resources.remove(slot.index as usize);
+        let found = self.by_name.find_entry(resource.hash(), |index| *index == slot.index);
+        if let Ok(entry) = found {
             entry.remove();
         }
         resource
     }
 
-    /// What is in a slot. The caller knows that something is.
-    pub(crate) fn at(&mut self, slot: Slot) -> &mut Resource {
-        &mut self.slots[slot.index()]
+    /// The resource in a slot that is in use: the caller holds it, waits for it, or has its
+    /// transition.
+    pub(super) fn at(&self, slot: Slot) -> &Resource<F> {
+        &self.resources[slot.index as usize]
     }
 
-    /// What is in a slot now, if anything is.
-    pub(crate) fn get(&mut self, slot: Slot) -> Option<&mut Resource> {
-        self.slots.get_mut(slot.index())
+    /// As [`at`](Self::at).
+    pub(super) fn at_mut(&mut self, slot: Slot) -> &mut Resource<F> {
+        &mut self.resources[slot.index as usize]
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Resource> {
-        self.slots.iter().map(|(_, resource)| resource)
+    /// The resource in a slot that may be absent by now.
+    pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Resource<F>> {
+        let resource = self.resources.get_mut(slot.index as usize)?;
+        (resource.generation() == slot.generation).then_some(resource)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Resource<F>> {
+        self.resources.iter().map(|(_, resource)| resource)
     }
 
     #[cfg(feature = "snapshot")]
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Resource> {
-        self.slots.iter_mut().map(|(_, resource)| resource)
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Resource<F>> {
+        self.resources.iter_mut().map(|(_, resource)| resource)
     }
 }

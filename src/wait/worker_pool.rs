@@ -1,19 +1,21 @@
-//! System calls that may hang, made by helper threads, so that whoever waits can go at its
+//! Threads that make system calls which may hang, so that a call that waits can leave at its
 //! deadline.
 //!
-//! Work goes by lanes, one for each file system as far as it can be told: in a lane one thing is
-//! done at a time. So a file system that hangs holds one thread and no more, work for it waits
-//! without a thread, and other lanes never notice.
+//! Jobs queue by file system, as far as that can be told: one job of a queue runs at a time. So a
+//! file system that hangs occupies one worker and no more, jobs for it wait without a thread, and
+//! other queues never notice.
 //!
-//! The threads are made when there is work and end when there was none for [`IDLE`]. Each then
-//! removes the watches that others had no time to remove, and the older ones after each work; while
-//! somebody watches a file, one stays for that, and while there are such watches, one that has no
-//! work which could hang.
+//! Workers start when there are jobs, [`MAX_WORKERS`] at most, and end when there were none for
+//! [`IDLE_TIME`]. A worker that is idle for so long removes the watches that waits have cached, and
+//! after each job the older ones; while a wait watches a file one worker stays for that, and while
+//! there are cached watches, one that runs no job.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -21,256 +23,317 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::sync::Monitor;
-use crate::sync::Waker;
-use crate::wait::watch::Watchers;
-use crate::wait::{WaitContext, WaitEnd};
+use super::{WaitContext, WaitEnd, WatchPool};
+use crate::sync::{Monitor, Waker};
 
-/// How long a helper with nothing to do stays, and a watch that nobody needs.
-const IDLE: Duration = Duration::from_millis(500);
+/// How long a worker without a job stays, and a watch stays cached.
+const IDLE_TIME: Duration = Duration::from_millis(500);
 
-/// For so long an answer is looked for without sleep: nearly all come at once, and who sleeps until
-/// then wakes late, on another core perhaps.
-const AT_ONCE: Duration = Duration::from_micros(30);
+/// For so long a caller looks for the answer before it sleeps: nearly all come at once, and a
+/// thread that sleeps wakes late, on another core perhaps.
+const SPIN_TIME: Duration = Duration::from_micros(30);
 
-/// Paths are resolved in buffers of `PATH_MAX` bytes, and that is all that is deep.
-const STACK: usize = 256 * 1024;
+/// Paths are resolved in buffers of `PATH_MAX` bytes, and a subscriber of `tracing` may run here.
+const STACK_SIZE: usize = 512 * 1024;
+
+/// So many file systems, or directories where file systems cannot be told apart, may hang before
+/// jobs for others have to wait.
+const MAX_WORKERS: usize = 64;
 
 /// Which system calls can hang together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CallQueue {
     /// Those on the file system of this device.
     Device(u64),
-    /// Those on paths in this directory, of which nothing more can be known without touching it.
+    /// Those on paths in this directory, of which no more can be known without touching it.
     Directory(PathBuf),
-    /// None: it is about there being a helper.
-    Nothing,
     /// Those on a caller's descriptor, by the mount that it was opened on.
     Mount(u64),
+    /// None: what matters is that there is a worker.
+    Housekeeping,
 }
 
-/// The helpers of a process.
+impl CallQueue {
+    /// Of calls on the file of this path.
+    pub(crate) fn of_path(path: &Path) -> Self {
+        Self::Directory(path.parent().unwrap_or(path).to_owned())
+    }
+}
+
+/// The workers of a process.
 pub(crate) struct WorkerPool {
-    office: Monitor<Office>,
-    /// How many have nothing to do, for who has no time for the mutex.
+    state: Monitor<PoolState>,
+    /// How many workers have no job, for a caller that has no time for the mutex.
     idle: AtomicUsize,
-    watchers: Arc<Watchers>,
+    watches: Arc<WatchPool>,
 }
 
 #[derive(Default)]
-struct Office {
-    lanes: HashMap<CallQueue, VecDeque<(u64, Job)>>,
-    /// Lanes that have work and nobody who does it.
+struct PoolState {
+    /// The queues that have jobs, or a worker that runs one.
+    queues: HashMap<CallQueue, VecDeque<(u64, Job)>>,
+    /// The queues that have jobs and no worker.
     waiting: VecDeque<CallQueue>,
+    workers: usize,
     submitted: u64,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// What becomes of work that has not begun when nobody waits for it any more.
+/// What becomes of a job that no worker has begun when its caller leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnTimeout {
-    /// It is taken back, so that none pile up behind work that hangs.
+    /// It is removed, so that none pile up behind a job that hangs.
     Remove,
-    /// It stays in its lane, only to be dropped there: it has a descriptor, and to close that can
-    /// hang like anything else.
+    /// It stays in its queue, and a worker drops it there: it has a descriptor, and to close that
+    /// can hang like any other call.
     DropOnWorker,
-    /// It is done all the same, and here if no thread can be had.
+    /// It runs all the same.
     RunAnyway,
 }
 
-/// Where one piece of work stands.
-enum Stage<T> {
+/// What becomes of a job where there is no worker and none can be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WithoutWorker {
+    Fail,
+    /// It runs on the caller's thread, as long as that takes.
+    RunHere,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CallOptions {
+    pub(crate) on_timeout: OnTimeout,
+    pub(crate) without: WithoutWorker,
+}
+
+/// Where a job stands.
+enum JobState<T> {
     Queued,
-    Start,
-    Done(T),
-    /// Nobody waits for it any more.
+    Running,
+    Done(thread::Result<T>),
+    /// Its caller has left.
     Abandoned,
 }
 
-/// The wait was over before the work was done.
-pub(crate) struct Late {
-    pub(crate) over: WaitEnd,
-    /// It has begun, or must be done, and will be some day. Otherwise it never will.
-    pub(crate) begun: bool,
+/// The wait has ended before the job was done.
+pub(crate) struct TimedOut(pub(crate) WaitEnd);
+
+/// There is no worker, and none can be had: the job has not run.
+#[derive(Debug)]
+pub(crate) struct NoWorker(pub(crate) io::Error);
+
+/// A job, and how its caller and its worker share it.
+struct Call<T> {
+    state: Mutex<JobState<T>>,
+    waker: Arc<Waker>,
+    on_timeout: OnTimeout,
+}
+
+impl<T> Call<T> {
+    /// What the worker does.
+    fn run(&self, work: impl FnOnce() -> T, abandoned: impl FnOnce(Option<T>)) {
+        {
+            let mut state = self.state.lock();
+            match *state {
+                JobState::Abandoned if self.on_timeout != OnTimeout::RunAnyway => return,
+                JobState::Abandoned => {}
+                _ => *state = JobState::Running,
+            }
+        }
+        let done = catch_unwind(AssertUnwindSafe(work));
+        let mut state = self.state.lock();
+        if let JobState::Abandoned = *state {
+            drop(state);
+            return abandoned(done.ok());
+        }
+        *state = JobState::Done(done);
+        drop(state);
+        self.waker.wake();
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(*self.state.lock(), JobState::Done(_))
+    }
+
+    /// What the job has returned. Or, once the wait has an `end`, abandons it: `leaving` is called
+    /// before the worker can see that.
+    fn poll(&self, end: Option<WaitEnd>, leaving: impl FnOnce()) -> Option<Result<T, TimedOut>> {
+        let mut state = self.state.lock();
+        match (std::mem::replace(&mut *state, JobState::Abandoned), end) {
+            (JobState::Done(done), _) => Some(Ok(resume_panic(done))),
+            (was, None) => {
+                *state = was;
+                None
+            }
+            (was, Some(end)) => {
+                let is_running = matches!(was, JobState::Running);
+                if is_running || self.on_timeout == OnTimeout::RunAnyway {
+                    leaving();
+                }
+                Some(Err(TimedOut(end)))
+            }
+        }
+    }
+}
+
+/// A job that has panicked panics on the thread of its caller too.
+fn resume_panic<T>(done: Result<T, Box<dyn Any + Send>>) -> T {
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 impl WorkerPool {
-    pub(crate) fn new(watchers: Arc<Watchers>) -> Self {
-        let idle = AtomicUsize::new(0);
-        Self { office: Monitor::default(), idle, watchers }
+    pub(crate) fn new(watches: Arc<WatchPool>) -> Self {
+        Self { state: Monitor::default(), idle: AtomicUsize::new(0), watches }
     }
 
-    /// Whether watches that linger are swept before long: by the helper that will have been idle.
-    pub(crate) fn will_sweep(&self) -> bool {
+    /// Whether a worker will drop cached watches before long.
+    pub(crate) fn will_drop_cached(&self) -> bool {
         self.idle.load(Ordering::SeqCst) > 0
     }
 
-    /// Has a helper be there that [will sweep](Self::will_sweep), unless no thread can be had.
-    pub(crate) fn prepare_to_sweep(&'static self) {
-        if !self.will_sweep() {
-            self.leave_to(&CallQueue::Nothing, || ());
+    /// Starts a worker that [will drop cached watches](Self::will_drop_cached), unless there is
+    /// one or none can be had.
+    pub(crate) fn prepare_to_drop_cached(&'static self) {
+        if !self.will_drop_cached() {
+            self.run_detached(&CallQueue::Housekeeping, || ());
         }
     }
 
-    /// Does `work` in `lane`, and waits for it. If the wait is over first, and the work has
-    /// begun, or is done although it has not, `leaving` is called here, and after that `abandoned`
-    /// gets what comes of it, on the helper.
+    /// Runs `work` on a worker, in order of `queue`, and waits for what it returns.
+    ///
+    /// If the wait ends first, and the job runs or will run all the same, `leaving` is called on
+    /// this thread, and then, on the worker, `abandoned` with what the job returns; `None` if it panics.
     ///
     /// # Errors
-    /// That of starting a thread; work that is done in any case is done here then.
+    /// [`NoWorker`] where no thread can be started, unless the job is to run here then.
     pub(crate) fn run<T: Send + 'static>(
         &'static self,
-        lane: CallQueue,
-        context: &WaitContext,
-        unbegun: OnTimeout,
+        queue: &CallQueue,
+        (context, options): (&WaitContext, CallOptions),
         work: impl FnOnce() -> T + Send + 'static,
-        abandoned: impl FnOnce(T) + Send + 'static,
-        leaving: impl FnOnce(),
-    ) -> io::Result<Result<T, Late>> {
-        let stage = Arc::new(Mutex::new(Stage::Queued));
-        let waker: Arc<Waker> = Arc::clone(&context.waker);
-        let job = {
-            let stage = Arc::clone(&stage);
-            move || {
-                {
-                    let mut stage = stage.lock();
-                    match *stage {
-                        Stage::Abandoned if unbegun == OnTimeout::RunAnyway => {}
-                        Stage::Abandoned => return,
-                        _ => *stage = Stage::Start,
-                    }
-                }
-                let done = work();
-                let mut stage = stage.lock();
-                if let Stage::Abandoned = *stage {
-                    drop(stage);
-                    return abandoned(done);
-                }
-                *stage = Stage::Done(done);
-                drop(stage);
-                waker.wake();
-            }
+        abandoned: impl FnOnce(Option<T>) + Send + 'static,
+        mut leaving: impl FnMut(),
+    ) -> Result<Result<T, TimedOut>, NoWorker> {
+        let waker = Arc::clone(&context.waker);
+        let on_timeout = options.on_timeout;
+        let call = Arc::new(Call { state: Mutex::new(JobState::Queued), waker, on_timeout });
+        let job: Job = {
+            let call = Arc::clone(&call);
+            Box::new(move || call.run(work, abandoned))
         };
-        let number = match self.submit(&lane, Box::new(job)) {
+        let number = match self.submit(queue, job) {
             Ok(number) => Some(number),
-            Err((_, job)) if unbegun == OnTimeout::RunAnyway => {
+            Err((_, job)) if options.without == WithoutWorker::RunHere => {
                 job();
                 None
             }
-            Err((error, _)) => return Err(error),
+            Err((error, _)) => return Err(NoWorker(error)),
         };
         let submitted = Instant::now();
-        while !matches!(*stage.lock(), Stage::Done(_)) && submitted.elapsed() < AT_ONCE {
+        while !call.is_done() && submitted.elapsed() < SPIN_TIME {
             thread::yield_now();
         }
         loop {
-            let over = context.over();
-            let mut now = stage.lock();
-            match (std::mem::replace(&mut *now, Stage::Abandoned), over) {
-                (Stage::Done(done), _) => return Ok(Ok(done)),
-                (was, Some(over)) => {
-                    let begun = unbegun == OnTimeout::RunAnyway || matches!(was, Stage::Start);
-                    if begun {
-                        // Before the helper can see that nobody waits.
-                        leaving();
+            match call.poll(context.end(), &mut leaving) {
+                None => context.waker.sleep(context.deadline()),
+                Some(Err(timed_out)) => {
+                    if let (OnTimeout::Remove, Some(number)) = (on_timeout, number) {
+                        self.remove(queue, number);
                     }
-                    drop(now);
-                    if !begun
-                        && unbegun == OnTimeout::Remove
-                        && let Some(number) = number
-                    {
-                        self.withdraw(&lane, number);
-                    }
-                    return Ok(Err(Late { over, begun }));
+                    return Ok(Err(timed_out));
                 }
-                (was, None) => *now = was,
+                Some(done) => return Ok(done),
             }
-            drop(now);
-            context.waker.sleep(context.until());
         }
     }
 
-    /// Leaves work to a lane, without waiting for it; does it here if no thread can be had.
-    pub(crate) fn leave_to(&'static self, lane: &CallQueue, work: impl FnOnce() + Send + 'static) {
-        if let Err((_, job)) = self.submit(lane, Box::new(work)) {
+    /// Runs `work` on a worker, without waiting for it; or here where no thread can be started.
+    pub(crate) fn run_detached(
+        &'static self,
+        queue: &CallQueue,
+        work: impl FnOnce() + Send + 'static,
+    ) {
+        if let Err((_, job)) = self.submit(queue, Box::new(work)) {
             job();
         }
     }
 
-    /// Tells the job's number, or gives it back where no thread can be had.
-    fn submit(&'static self, lane: &CallQueue, job: Job) -> Result<u64, (io::Error, Job)> {
-        let mut office = self.office.lock();
-        office.submitted += 1;
-        let number = office.submitted;
-        if let Some(jobs) = office.lanes.get_mut(lane) {
+    /// Returns the job's number; or the job, where it would need a thread and none can be started.
+    fn submit(&'static self, queue: &CallQueue, job: Job) -> Result<u64, (io::Error, Job)> {
+        let mut state = self.state.lock();
+        state.submitted += 1;
+        let number = state.submitted;
+        if let Some(jobs) = state.queues.get_mut(queue) {
             jobs.push_back((number, job));
             return Ok(number);
         }
-        let idle = self.idle.load(Ordering::SeqCst).saturating_sub(office.waiting.len());
-        // What lingers must not wait for work that hangs.
-        if idle == 0 || idle == 1 && self.watchers.linger() {
-            let helper = thread::Builder::new().name("lockspace".into()).stack_size(STACK);
-            if let Err(error) = helper.spawn(move || self.help())
-                && idle == 0
-            {
-                return Err((error, job));
+        let idle = self.idle.load(Ordering::SeqCst).saturating_sub(state.waiting.len());
+        // Cached watches must not stay because of a job that hangs.
+        let keeps_one_idle = idle == 1 && self.watches.has_cached();
+        if (idle == 0 || keeps_one_idle) && state.workers < MAX_WORKERS {
+            let worker = thread::Builder::new().name("lockspace".into()).stack_size(STACK_SIZE);
+            match worker.spawn(move || self.work()) {
+                Ok(_) => state.workers += 1,
+                Err(error) if idle == 0 => return Err((error, job)),
+                Err(_) => {}
             }
         }
-        office.lanes.insert(lane.clone(), VecDeque::from([(number, job)]));
-        office.waiting.push_back(lane.clone());
-        // Who is woken wants the mutex first.
-        drop(office);
+        state.queues.insert(queue.clone(), VecDeque::from([(number, job)]));
+        state.waiting.push_back(queue.clone());
+        // The worker that is woken needs this mutex, so it is unlocked before the notification.
+        drop(state);
         if idle > 0 {
-            self.office.notify_one();
+            self.state.notify_one();
         }
         Ok(number)
     }
 
-    /// Takes a job back that nobody waits for.
-    fn withdraw(&self, lane: &CallQueue, number: u64) {
+    fn remove(&self, queue: &CallQueue, number: u64) {
         let job = {
-            let mut office = self.office.lock();
-            office.lanes.get_mut(lane).and_then(|jobs| {
+            let mut state = self.state.lock();
+            state.queues.get_mut(queue).and_then(|jobs| {
                 let at = jobs.iter().position(|&(other, _)| other == number)?;
                 jobs.remove(at)
             })
         };
-        // Not under the mutex of all lanes.
+        // Not under the mutex of all queues.
         drop(job);
     }
 
-    /// A helper's life.
-    fn help(&self) {
-        let mut office = self.office.lock();
+    /// What a worker does from its start to its end.
+    fn work(&self) {
+        let mut state = self.state.lock();
         loop {
-            let Some(lane) = office.waiting.pop_front() else {
-                let until = Instant::now() + IDLE;
-                self.idle.fetch_add(1, Ordering::SeqCst);
-                while office.waiting.is_empty() && Instant::now() < until {
-                    office = self.office.wait(office, Some(until));
+            if let Some(queue) = state.waiting.pop_front() {
+                while let Some((_, job)) =
+                    state.queues.get_mut(&queue).and_then(VecDeque::pop_front)
+                {
+                    drop(state);
+                    // A panic (of a subscriber of `tracing`, say) ends this job and no other one.
+                    let _ = catch_unwind(AssertUnwindSafe(job));
+                    self.watches.drop_cached(IDLE_TIME);
+                    state = self.state.lock();
                 }
-                let others = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
-                if !office.waiting.is_empty() {
-                    continue;
-                }
-                let stays = others == 0 && self.watchers.is_watching();
-                drop(office);
-                self.watchers.sweep(Duration::ZERO);
-                office = self.office.lock();
-                if !stays && office.waiting.is_empty() {
-                    return;
-                }
+                state.queues.remove(&queue);
                 continue;
-            };
-            while let Some((_, job)) = office.lanes.get_mut(&lane).and_then(VecDeque::pop_front) {
-                drop(office);
-                job();
-                self.watchers.sweep(IDLE);
-
-                office = self.office.lock();
             }
-            office.lanes.remove(&lane);
+            let until = Instant::now() + IDLE_TIME;
+            self.idle.fetch_add(1, Ordering::SeqCst);
+            while state.waiting.is_empty() && Instant::now() < until {
+                state = self.state.wait(state, Some(until));
+            }
+            let other_idle = self.idle.fetch_sub(1, Ordering::SeqCst) - 1;
+            if !state.waiting.is_empty() {
+                continue;
+            }
+            let stays = other_idle == 0 && self.watches.is_watching();
+            drop(state);
+            self.watches.drop_cached(Duration::ZERO);
+            state = self.state.lock();
+            if !stays && state.waiting.is_empty() {
+                state.workers -= 1;
+                return;
+            }
         }
     }
 }

@@ -1,0 +1,484 @@
+//! Doing what a [`Contender`] says: the system calls and the sleep of a wait whose turn it is.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use super::blocking::{self, Thread};
+use super::contender::{Action, Contender, Event, OnContention, Rest};
+use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
+use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink};
+use crate::engine::{LockError, LockFile, Name, Retried};
+use crate::error::AcquireError;
+use crate::table::{Claim, Contention, HandedOver, UNRESPONSIVE_AFTER};
+use crate::types::{FileId, IoError, Mode, Origin};
+use crate::wait::{
+    CallQueue, NoWorker, OnTimeout, PooledInotify, TimedOut, WaitContext, WaitEnd, Woken,
+};
+
+/// What a contender decides about: an acquire, or an upgrade.
+pub(super) trait Contest {
+    /// Opens the file and locks it.
+    fn open(&mut self) -> Result<Event, AcquireError>;
+
+    /// Locks the open file again, if `watch` says so after the kernel was asked to tell of it.
+    fn retry(&mut self, watch: Watching) -> Result<Event, AcquireError>;
+
+    fn rest(&mut self, rest: Rest) -> Result<Event, AcquireError>;
+
+    /// The file that is open now, if it is locked elsewhere.
+    fn file(&self) -> Option<FileId>;
+
+    /// The error of a wait that is over.
+    fn give_up(&mut self) -> AcquireError;
+}
+
+/// Whether the watch of an open file is renewed before that is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watching {
+    AsBefore,
+    Anew,
+}
+
+/// Does what the contender says, from `action` on, until it is done or has given up.
+pub(super) fn drive(
+    core: &Core,
+    contest: &mut impl Contest,
+    contender: &mut Contender,
+    mut action: Action,
+) -> Result<(), AcquireError> {
+    let mut rivalled = None;
+    loop {
+        let event = match action {
+            Action::Finish => return Ok(()),
+            Action::GiveUp => return Err(contest.give_up()),
+            Action::Open => contest.open()?,
+            Action::Retry => contest.retry(Watching::AsBefore)?,
+            Action::WatchAndRetry => contest.retry(Watching::Anew)?,
+            Action::Rest(rest) => contest.rest(rest)?,
+        };
+        let file = contest.file();
+        if let Some(file) = file
+            && rivalled != Some(file)
+        {
+            rivalled = Some(file);
+            if core.process.fairness.has_rivals(file) {
+                contender.has_rivals();
+            }
+        }
+        let lost = contender.lost_races();
+        action = contender.step(event, Instant::now());
+        if let Some(file) = file
+            && contender.lost_races() > lost
+        {
+            core.process.fairness.lost_race(file);
+        }
+    }
+}
+
+/// Rests on this thread.
+pub(super) fn rest(rest: Rest, context: &WaitContext, watch: Option<&mut PooledInotify>) -> Event {
+    match (rest, watch) {
+        (Rest::Yield(until), _) => context.yield_to_others(until),
+        (Rest::YieldThread, _) => thread::yield_now(),
+        (Rest::UntilWoken, _) => context.waker.sleep(context.deadline()),
+        (Rest::Pause(until), _) => context.waker.sleep(Some(until)),
+        (Rest::Sleep(until), Some(watch)) => {
+            let by_file = watch.sleep(&context.waker, until) == Woken::ByFile;
+            return Event::Woken { by_file };
+        }
+        (Rest::Sleep(until), None) => {
+            context.waker.sleep(Some(until));
+            return Event::Woken { by_file: false };
+        }
+    }
+    Event::Rested
+}
+
+/// An acquire that may wait, and has the resource's transition.
+pub(super) struct ContendingAcquire<'a> {
+    core: &'a Arc<Core>,
+    transition: TransitionGuard<'a>,
+    resolved: &'a ResolvedRequest<'a>,
+    claim: Claim,
+    context: &'a WaitContext,
+    queue: CallQueue,
+    /// The open file, while it is locked elsewhere.
+    contended: Option<ContendedFile>,
+    /// The file that was locked elsewhere last.
+    last_contended: Option<FileId>,
+    locked: Option<Locked>,
+}
+
+/// A file that is open here and locked elsewhere.
+struct ContendedFile {
+    /// Dropped first: the end of a watch must not be that of its inode, which can hang.
+    watch: Option<PooledInotify>,
+    file: LockFile,
+}
+
+impl<'a> ContendingAcquire<'a> {
+    pub(super) fn new(
+        core: &'a Arc<Core>,
+        transition: TransitionGuard<'a>,
+        resolved: &'a ResolvedRequest<'a>,
+        claim: Claim,
+        context: &'a WaitContext,
+    ) -> Self {
+        let queue = blocking::queue_of(transition.name(), resolved);
+        Self {
+            core,
+            transition,
+            resolved,
+            claim,
+            context,
+            queue,
+            contended: None,
+            last_contended: None,
+            locked: None,
+        }
+    }
+
+    pub(super) fn run(
+        mut self,
+        handed_over: HandedOver<LockFile>,
+        on_contention: OnContention,
+    ) -> Result<OwnedHold, AcquireError> {
+        let contention = self.acquire(handed_over, on_contention);
+        if let Some(contended) = self.contended.take() {
+            self.close(contended);
+        }
+        let (contention, locked) = (contention?, self.locked.take());
+        let locked = locked.expect("the contender has finished with a lock");
+        // Nobody else is to be given a turn at what is in memory.
+        let turn = locked.file.as_ref().map(|_| {
+            self.core.process.fairness.begin_turn(turn_key(self.transition.name()), contention)
+        });
+        let held = self.transition.end_in_hold(locked.into_hold(&self.claim), turn);
+        Ok(OwnedHold::new(self.core, held, self.claim.owner, self.claim.mode))
+    }
+
+    fn acquire(
+        &mut self,
+        handed_over: HandedOver<LockFile>,
+        on_contention: OnContention,
+    ) -> Result<Contention, AcquireError> {
+        let mut yield_until = None;
+        match handed_over {
+            HandedOver::File(file, held, origin) => {
+                if self.take_over(file, held, origin)? {
+                    return Ok(Contention::NotMet);
+                }
+            }
+            HandedOver::Nothing if on_contention == OnContention::Wait => {
+                let key = turn_key(self.transition.name());
+                yield_until = self.core.process.fairness.yield_until(key);
+            }
+            HandedOver::Nothing => {}
+        }
+        let mut contender = Contender::new(self.context.deadline(), on_contention);
+        let action = contender.begin(yield_until);
+        drive(&Arc::clone(self.core), self, &mut contender, action)?;
+        Ok(contender.contention())
+    }
+
+    /// Takes over the file, locked in mode `held`, that another owner of this process has just
+    /// left. `false` if that cannot be: then it is released, as if nobody had waited.
+    fn take_over(
+        &mut self,
+        file: LockFile,
+        held: Mode,
+        from: Origin,
+    ) -> Result<bool, AcquireError> {
+        let origin = match from {
+            Origin::Existing => origin_of(&self.resolved.spec),
+            from => from,
+        };
+        let (core, name) = (Arc::clone(self.core), Arc::clone(self.transition.name()));
+        let mode = self.claim.mode;
+        // Not dropped with a job that never runs: a forked child may share the description, and
+        // only an unlock ends the lock then.
+        let thread = Thread::for_file(&file, OnTimeout::RunAnyway);
+        let take_over = move || {
+            let mut file = file;
+            file.learn_whether_local(&name);
+            let taken = file.retry(&name, Some(held), mode, &core.stale_retries);
+            (file, taken)
+        };
+        let (file, taken) = self.call(thread, take_over, move |(file, taken)| {
+            let held = if let Ok(Retried::Locked) = taken { mode } else { held };
+            Some((file, mode_to_unlink(origin, held)))
+        })?;
+        match taken {
+            Ok(Retried::Locked) => {
+                self.locked = Some(Locked { file: Some(file), origin });
+                return Ok(true);
+            }
+            // Others share it, or it has lost its name.
+            Ok(_) => self.release(file, mode_to_unlink(origin, held))?,
+            Err(error) => {
+                self.release(file, mode_to_unlink(origin, held))?;
+                return Err(self.lock_error(error));
+            }
+        }
+        Ok(false)
+    }
+
+    fn release(&mut self, file: LockFile, unlink: Option<Mode>) -> Result<(), AcquireError> {
+        let name = Arc::clone(self.transition.name());
+        let thread = Thread::for_file(&file, OnTimeout::RunAnyway);
+        self.call(thread, move || drop(file.release(&name, unlink)), |()| None)
+    }
+
+    /// Makes system calls for the transition. If the wait ends first, what they bring later is
+    /// given back: `late` says which file, and the mode in which it is to be unlinked.
+    fn call<T: Send + 'static>(
+        &mut self,
+        thread: Thread,
+        work: impl FnOnce() -> T + Send + 'static,
+        late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
+    ) -> Result<T, AcquireError> {
+        let options = match thread {
+            Thread::This => return Ok(work()),
+            Thread::Worker(options) => options,
+        };
+        let (core, name) = (Arc::clone(self.core), Arc::clone(self.transition.name()));
+        let slot = self.transition.slot();
+        let give_back = move |done: Option<T>| {
+            let _transition = DetachedTransition { core, slot };
+            if let Some((file, unlink)) = done.and_then(late) {
+                let _ = file.release(&name, unlink);
+            }
+        };
+        let (began, transition) = (Instant::now(), &mut self.transition);
+        let leaving = || transition.leave_to_worker();
+        let workers = &self.core.process.workers;
+        match workers.run(&self.queue, (self.context, options), work, give_back, leaving) {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(TimedOut(end))) => Err(self.no_answer(end, began)),
+            Err(NoWorker(source)) => {
+                let path = self.transition.name().path();
+                Err(AcquireError::Io(IoError::new("clone", path, source)))
+            }
+        }
+    }
+
+    fn no_answer(&self, end: WaitEnd, began: Instant) -> AcquireError {
+        match self.last_contended {
+            // Somebody held it when it was looked at last, and there was no time to learn more.
+            Some(id) if end == WaitEnd::TimedOut && began.elapsed() < UNRESPONSIVE_AFTER => {
+                self.busy(id)
+            }
+            _ => {
+                let name = self.transition.name();
+                failure::no_answer(end, name.text(), &name.path(), self.context)
+            }
+        }
+    }
+
+    /// Closes a file that is not locked here.
+    fn close(&self, ContendedFile { watch, file }: ContendedFile) {
+        drop(watch);
+        if !file.is_local() {
+            self.core.process.workers.run_detached(&self.queue, move || drop(file));
+        }
+    }
+
+    fn busy(&self, id: FileId) -> AcquireError {
+        let name = Arc::clone(self.transition.name());
+        let busy = self.core.refused_by_kernel(name, self.claim.mode, id);
+        AcquireError::Busy(busy.after(self.context.waited()))
+    }
+
+    fn lock_error(&self, error: LockError) -> AcquireError {
+        let name = self.transition.name();
+        failure::from_lock_error(error, name.text(), || name.path())
+    }
+
+    /// System calls are made from now on, unless the space is frozen until the wait is over, or
+    /// the wait is cancelled: what is free now is not for it any more.
+    fn resume(&self) -> Result<(), AcquireError> {
+        let mut table = self.core.lock();
+        let text = self.transition.name().text();
+        while !table.resume(self.transition.slot()) {
+            match self.core.wait_for_transition_within(&mut table, self.context) {
+                Ok(()) => {}
+                Err(WaitEnd::Cancelled) => return Err(failure::cancelled(text, self.context)),
+                Err(WaitEnd::TimedOut) => return Err(failure::frozen(text)),
+            }
+        }
+        match self.context.waker.is_cancelled() {
+            true => Err(failure::cancelled(text, self.context)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Contest for ContendingAcquire<'_> {
+    fn open(&mut self) -> Result<Event, AcquireError> {
+        if let Some(contended) = self.contended.take() {
+            self.close(contended);
+        }
+        self.resume()?;
+        if let (Some(id), Some(WaitEnd::TimedOut)) = (self.last_contended, self.context.end()) {
+            return Err(self.busy(id));
+        }
+        let call = LockCall::new(self.resolved).map_err(|error| self.lock_error(error))?;
+        let name = Arc::clone(self.transition.name());
+        let on_timeout = match call.opened {
+            Some(_) => OnTimeout::DropOnWorker,
+            None => OnTimeout::Remove,
+        };
+        let thread = Thread::to_open(&name, on_timeout);
+        let (core, mode) = (Arc::clone(self.core), self.claim.mode);
+        let open = move || {
+            let mut locked = call.run(&core, &name);
+            if let Ok(Locked { file: Some(file), .. }) | Err(LockError::Contended(file)) =
+                &mut locked
+            {
+                file.learn_whether_local(&name);
+            }
+            locked
+        };
+        let locked = self.call(thread, open, move |locked: Result<Locked, LockError>| {
+            let Locked { file, origin } = locked.ok()?;
+            Some((file?, mode_to_unlink(origin, mode)))
+        })?;
+        match locked {
+            Ok(locked) => {
+                self.locked = Some(locked);
+                Ok(Event::Locked)
+            }
+            Err(LockError::Contended(file)) => {
+                self.last_contended = Some(file.id());
+                self.contended = Some(ContendedFile { watch: None, file });
+                Ok(Event::Refused)
+            }
+            Err(error) => Err(self.lock_error(error)),
+        }
+    }
+
+    fn retry(&mut self, watching: Watching) -> Result<Event, AcquireError> {
+        let Some(ContendedFile { mut watch, file }) = self.contended.take() else {
+            return Ok(Event::Stale);
+        };
+        // Who asks a worker now gets no answer in time, and would take that for one that never
+        // comes.
+        if !file.is_local() && self.context.end() == Some(WaitEnd::TimedOut) {
+            self.contended = Some(ContendedFile { watch, file });
+            return Ok(Event::Refused);
+        }
+        if watching == Watching::Anew {
+            match &mut watch {
+                Some(watch) => watch.drain(),
+                None => watch = self.core.process.watches.take(file.number()),
+            }
+        }
+        let (core, name) = (Arc::clone(self.core), Arc::clone(self.transition.name()));
+        let (mode, opened) = (self.claim.mode, self.claim.opened);
+        let thread = Thread::for_file(&file, OnTimeout::DropOnWorker);
+        let retry = move || {
+            let (mut file, mut watch) = (file, watch);
+            file.learn_whether_local(&name);
+            if let Some(watch) = &mut watch
+                && watching == Watching::Anew
+                && !watch.is_armed()
+            {
+                watch.arm();
+            }
+            let retried = match opened {
+                true => file.retry_opened(&core.process.inodes, mode),
+                false => file.retry(&name, None, mode, &core.stale_retries),
+            };
+            (ContendedFile { watch, file }, retried)
+        };
+        let origin = self.origin();
+        let (contended, retried) = self.call(thread, retry, move |(contended, retried)| {
+            // What is not locked by this must not be unlocked: another hold may be on the same
+            // description.
+            let locked = matches!(retried, Ok(Retried::Locked));
+            locked.then_some((contended.file, mode_to_unlink(origin, mode)))
+        })?;
+        match retried {
+            Ok(Retried::Locked) => {
+                self.has_locked(contended);
+                return Ok(Event::Locked);
+            }
+            Ok(Retried::Stale) => {
+                self.close(contended);
+                return Ok(Event::Stale);
+            }
+            Ok(Retried::Contended) => self.contended = Some(contended),
+            Err(error) => {
+                self.close(contended);
+                return Err(self.lock_error(error));
+            }
+        }
+        Ok(Event::Refused)
+    }
+
+    fn rest(&mut self, how: Rest) -> Result<Event, AcquireError> {
+        if let Rest::Yield(_) = how {
+            return Ok(rest(how, self.context, None));
+        }
+        self.core.process.workers.prepare_to_drop_cached();
+        let slot = self.transition.slot();
+        self.core.update(|table, wakes| table.set_contended(slot, wakes));
+        let watch = self.contended.as_mut().and_then(|contended| contended.watch.as_mut());
+        let event = rest(how, self.context, watch);
+        self.resume()?;
+        Ok(event)
+    }
+
+    fn file(&self) -> Option<FileId> {
+        self.contended.as_ref().map(|contended| contended.file.id())
+    }
+
+    fn give_up(&mut self) -> AcquireError {
+        let name = self.transition.name();
+        match (self.context.end(), self.last_contended) {
+            (Some(WaitEnd::Cancelled), _) => failure::cancelled(name.text(), self.context),
+            (_, Some(id)) => self.busy(id),
+            (_, None) => failure::frozen(name.text()),
+        }
+    }
+}
+
+impl ContendingAcquire<'_> {
+    fn origin(&self) -> Origin {
+        match self.claim.opened {
+            true => Origin::Opened,
+            false => origin_of(&self.resolved.spec),
+        }
+    }
+
+    fn has_locked(&mut self, ContendedFile { mut watch, file }: ContendedFile) {
+        // To end the watch now could be to end its inode, which a dead file system hangs in.
+        if file.is_local() && self.core.process.workers.will_drop_cached() {
+            watch.iter_mut().for_each(PooledInotify::cache);
+        }
+        drop(watch);
+        self.locked = Some(Locked { file: Some(file), origin: self.origin() });
+    }
+}
+
+/// Has the kernel tell of a file that an upgrade waits for.
+pub(super) fn arm(
+    core: &Arc<Core>,
+    file: (&Name, FileId, Thread),
+    context: &WaitContext,
+    mut watch: PooledInotify,
+) -> Option<PooledInotify> {
+    let (name, id, thread) = file;
+    let work = move || {
+        watch.arm();
+        watch
+    };
+    let Thread::Worker(options) = thread else { return Some(work()) };
+    let queue = match name.directory() {
+        Some(directory) => CallQueue::Device(directory.device()),
+        None if name.is_path() => CallQueue::of_path(std::path::Path::new(name.text())),
+        None => CallQueue::Device(id.dev),
+    };
+    core.process.workers.run(&queue, (context, options), work, drop, || ()).ok()?.ok()
+}

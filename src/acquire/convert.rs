@@ -1,0 +1,224 @@
+//! Changing the mode of a hold. What is held stays held throughout.
+
+use std::sync::Arc;
+
+use super::blocking::Thread;
+use super::contend::{self, Contest, Watching};
+use super::contender::{Contender, Event, OnContention, Rest};
+use super::{RegisteredWait, failure};
+use crate::core::{Core, OwnedHold};
+use crate::error::{AcquireError, Busy};
+use crate::table::{Conversion, WakeList, WouldDeadlock};
+use crate::types::{FileId, InvalidRequest, IoError, Mode};
+use crate::wait::{
+    CallOptions, OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd, WithoutWorker,
+};
+
+/// What has become of a try to hold in another mode.
+enum Converted {
+    Done,
+    /// Other owners hold the resource too.
+    RefusedHere(Busy),
+    /// Others hold the file, outside of this space or here by another name.
+    RefusedByKernel(Busy),
+    Frozen,
+}
+
+impl Core {
+    /// Makes the only hold of a shared resource exclusive.
+    pub(crate) fn upgrade(
+        self: &Arc<Self>,
+        hold: &mut OwnedHold,
+        wait: Wait,
+    ) -> Result<(), AcquireError> {
+        self.check()?;
+        match WaitContext::start(wait) {
+            Start::Cancelled => Err(failure::cancelled_at_once(hold.name().text())),
+            Start::Try => match self.convert(hold, Mode::Exclusive)? {
+                Converted::Done => Ok(()),
+                Converted::RefusedHere(busy) | Converted::RefusedByKernel(busy) => {
+                    Err(AcquireError::Busy(busy))
+                }
+                Converted::Frozen => Err(failure::frozen(hold.name().text())),
+            },
+            Start::Wait(context) => {
+                if let Converted::Done = self.convert(hold, Mode::Exclusive)? {
+                    return Ok(());
+                }
+                let wait = RegisteredWait::new(self, hold.owner(), context);
+                self.wait_to_upgrade(hold, &wait)
+            }
+        }
+    }
+
+    /// Makes an exclusive hold shared.
+    pub(crate) fn downgrade(&self, hold: &mut OwnedHold) -> Result<(), AcquireError> {
+        self.check()?;
+        match self.convert(hold, Mode::Shared)? {
+            Converted::Done => Ok(()),
+            Converted::RefusedHere(busy) | Converted::RefusedByKernel(busy) => {
+                Err(AcquireError::Busy(busy))
+            }
+            Converted::Frozen => Err(failure::frozen(hold.name().text())),
+        }
+    }
+
+    fn wait_to_upgrade(
+        self: &Arc<Self>,
+        hold: &mut OwnedHold,
+        wait: &RegisteredWait<'_>,
+    ) -> Result<(), AcquireError> {
+        let (slot, owner) = (hold.slot(), hold.owner());
+        self.lock().enqueue_upgrade(slot, wait.ticket, owner).map_err(|WouldDeadlock| {
+            AcquireError::Deadlock { name: hold.name().text().to_owned() }
+        })?;
+        let context = &wait.context;
+        let mut contender = Contender::new(context.deadline(), OnContention::Wait);
+        let action = contender.begin_upgrade();
+        let mut upgrade = Upgrade { core: self, hold, context, watch: None, busy: None };
+        let upgraded = contend::drive(self, &mut upgrade, &mut contender, action);
+        let mut wakes = WakeList::default();
+        self.lock().dequeue(slot, wait.ticket, &mut wakes);
+        self.wake(wakes);
+        upgraded
+    }
+
+    /// Tries to hold in another mode. A conversion that is refused changes nothing.
+    ///
+    /// The one system call, on an open descriptor, is made here even for a wait: only on a network
+    /// file system can it block, as a release can.
+    fn convert(&self, hold: &mut OwnedHold, to: Mode) -> Result<Converted, AcquireError> {
+        let (slot, owner, name) = (hold.slot(), hold.owner(), Arc::clone(hold.name()));
+        let mut wakes = WakeList::default();
+        let mut table = self.lock();
+        let file = loop {
+            match table.begin_conversion(slot, owner, to, &mut wakes) {
+                Conversion::Begun(file) => break file,
+                Conversion::Done => {
+                    drop(table);
+                    self.wake(wakes);
+                    hold.mode = to;
+                    return Ok(Converted::Done);
+                }
+                Conversion::NotUpgradable => {
+                    let why = InvalidRequest::NotUpgradable;
+                    return Err(AcquireError::Invalid { name: name.text().to_owned(), why });
+                }
+                Conversion::Refused(held, owners) => {
+                    return Ok(Converted::RefusedHere(Busy::inside(name, to, held, owners)));
+                }
+                Conversion::Frozen => return Ok(Converted::Frozen),
+                Conversion::InTransition => {
+                    table.watch_transition(slot);
+                    self.wait_for_transition(&mut table, None);
+                }
+            }
+        };
+        drop(table);
+        let (converted, id) = (file.convert(to), file.id());
+        let mode = matches!(converted, Ok(true)).then_some(to);
+        self.update(|table, wakes| table.end_conversion(slot, file, mode, wakes));
+        match converted {
+            Ok(true) => {
+                hold.mode = to;
+                Ok(Converted::Done)
+            }
+            Ok(false) => Ok(Converted::RefusedByKernel(self.refused_by_kernel(name, to, id))),
+            Err(source) => Err(AcquireError::Io(IoError::new("fcntl", name.path(), source))),
+        }
+    }
+}
+
+/// A shared hold that waits to become exclusive, at the head of the queue.
+struct Upgrade<'a> {
+    core: &'a Arc<Core>,
+    hold: &'a mut OwnedHold,
+    context: &'a WaitContext,
+    watch: Option<PooledInotify>,
+    /// Who was in the way last.
+    busy: Option<Busy>,
+}
+
+impl Upgrade<'_> {
+    /// Has the kernel tell of the file from now on.
+    fn watch_anew(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.drain();
+        }
+        let (number, id, is_local) = {
+            let table = self.core.lock();
+            let hold = table.resource(self.hold.slot()).hold();
+            let Some(file) = hold.and_then(|hold| hold.file()) else { return };
+            (file.number(), file.id(), file.is_local())
+        };
+        let watch = self.watch.take().or_else(|| self.core.process.watches.take(number));
+        let Some(watch) = watch else { return };
+        if watch.is_armed() {
+            self.watch = Some(watch);
+            return;
+        }
+        let options = CallOptions { on_timeout: OnTimeout::Remove, without: WithoutWorker::Fail };
+        let thread = if is_local { Thread::This } else { Thread::Worker(options) };
+        self.watch = contend::arm(self.core, (self.hold.name(), id, thread), self.context, watch);
+    }
+
+    /// Waits until the space is not frozen any more.
+    fn wait_for_thaw(&self) -> Result<(), AcquireError> {
+        let text = self.hold.name().text();
+        let mut table = self.core.lock();
+        while table.is_frozen() {
+            match self.core.wait_for_transition_within(&mut table, self.context) {
+                Ok(()) => {}
+                Err(WaitEnd::Cancelled) => return Err(failure::cancelled(text, self.context)),
+                Err(WaitEnd::TimedOut) => return Err(failure::frozen(text)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Contest for Upgrade<'_> {
+    /// Its file is open: there is nothing to open anew.
+    fn open(&mut self) -> Result<Event, AcquireError> {
+        self.retry(Watching::AsBefore)
+    }
+
+    fn retry(&mut self, watching: Watching) -> Result<Event, AcquireError> {
+        if watching == Watching::Anew {
+            self.watch_anew();
+        }
+        loop {
+            if self.context.waker.is_cancelled() {
+                return Err(failure::cancelled(self.hold.name().text(), self.context));
+            }
+            match self.core.convert(self.hold, Mode::Exclusive)? {
+                Converted::Done => return Ok(Event::Locked),
+                Converted::RefusedHere(busy) => {
+                    self.busy = Some(busy);
+                    return Ok(Event::RefusedHere);
+                }
+                Converted::RefusedByKernel(busy) => {
+                    self.busy = Some(busy);
+                    return Ok(Event::Refused);
+                }
+                Converted::Frozen => self.wait_for_thaw()?,
+            }
+        }
+    }
+
+    fn rest(&mut self, rest: Rest) -> Result<Event, AcquireError> {
+        Ok(contend::rest(rest, self.context, self.watch.as_mut()))
+    }
+
+    fn file(&self) -> Option<FileId> {
+        self.busy.as_ref().and_then(Busy::file)
+    }
+
+    fn give_up(&mut self) -> AcquireError {
+        let text = self.hold.name().text();
+        match (self.context.end(), self.busy.take()) {
+            (Some(WaitEnd::Cancelled), _) | (_, None) => failure::cancelled(text, self.context),
+            (_, Some(busy)) => AcquireError::Busy(busy.after(self.context.waited())),
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The error that a caller gets for what has failed.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::engine::LockError;
+use crate::error::AcquireError;
+use crate::wait::{WaitContext, WaitEnd};
+
+pub(super) fn cancelled_at_once(text: &OsStr) -> AcquireError {
+    AcquireError::Cancelled { name: text.to_owned(), waited: Duration::ZERO }
+}
+
+pub(super) fn cancelled(text: &OsStr, context: &WaitContext) -> AcquireError {
+    AcquireError::Cancelled { name: text.to_owned(), waited: context.waited() }
+}
+
+pub(super) fn frozen(text: &OsStr) -> AcquireError {
+    AcquireError::Frozen { name: text.to_owned() }
+}
+
+/// The file system has not answered before the wait ended.
+pub(super) fn no_answer(
+    end: WaitEnd,
+    text: &OsStr,
+    path: &Path,
+    context: &WaitContext,
+) -> AcquireError {
+    match end {
+        WaitEnd::Cancelled => cancelled(text, context),
+        WaitEnd::TimedOut => unresponsive(text, path.to_owned(), context.waited()),
+    }
+}
+
+pub(super) fn unresponsive(text: &OsStr, path: PathBuf, waited: Duration) -> AcquireError {
+    AcquireError::Unresponsive { name: text.to_owned(), path, waited }
+}
+
+/// `error` is not [`LockError::Contended`]: what that means to the caller, only those know who know
+/// the holds.
+#[cold]
+pub(super) fn from_lock_error(
+    error: LockError,
+    text: &OsStr,
+    path: impl FnOnce() -> PathBuf,
+) -> AcquireError {
+    let name = text.to_owned();
+    match error {
+        LockError::NotFound => AcquireError::NotFound { name, path: path() },
+        LockError::Invalid(why) => AcquireError::Invalid { name, why },
+        LockError::DirectoryReplaced(directory) => {
+            AcquireError::DirectoryReplaced { name, directory }
+        }
+        LockError::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
+        LockError::Io(error) => AcquireError::Io(error),
+        LockError::Contended(_) => unreachable!("its caller makes `Busy` of it"),
+    }
+}

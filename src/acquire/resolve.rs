@@ -1,0 +1,221 @@
+//! From a request to the resource that it means.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{Patience, blocking, failure};
+use crate::core::Core;
+use crate::engine::{self, Key, LockError, Name, OpenNaming};
+use crate::error::AcquireError;
+use crate::table::Claim;
+use crate::types::{FileId, InvalidRequest, LockSpec, OwnerId, Request, Settings, TargetKind};
+use crate::wait::{CallQueue, OnTimeout};
+
+/// A request whose resource is known.
+pub(crate) struct ResolvedRequest<'a> {
+    /// As the caller has written it.
+    pub(super) spelling: &'a OsStr,
+    /// The name of the resource.
+    pub(super) text: Cow<'a, OsStr>,
+    pub(super) spec: LockSpec,
+    /// The caller's open file, if the target is one.
+    pub(super) opened: Option<OpenedFile<'a>>,
+    /// The image that is at the path now.
+    pub(super) image: Option<FileId>,
+}
+
+/// A file that the caller has open.
+pub(super) struct OpenedFile<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    pub(super) id: FileId,
+    /// Where it seems to be. Asked beforehand, as no system call is made under the table's mutex.
+    path: PathBuf,
+}
+
+impl ResolvedRequest<'_> {
+    /// The file that is meant, as far as it is known.
+    pub(super) fn file(&self) -> Option<FileId> {
+        self.image.or(self.opened.as_ref().map(|opened| opened.id))
+    }
+
+    pub(super) fn claim(&self, owner: OwnerId) -> Claim {
+        Claim {
+            owner,
+            mode: self.spec.mode,
+            range: self.spec.range,
+            file: self.opened.as_ref().map(|opened| opened.id),
+            opened: self.opened.is_some(),
+        }
+    }
+
+    /// The resource's name, with its way to the file.
+    pub(super) fn name(&self, naming: &OpenNaming) -> Result<Arc<Name>, AcquireError> {
+        let key = Key::from(&*self.text);
+        let name = match &self.opened {
+            Some(opened) => OpenNaming::name_of_opened(key, opened.path.clone()),
+            None => naming.name(key),
+        };
+        name.map_err(|why| AcquireError::Invalid { name: self.text.clone().into_owned(), why })
+    }
+
+    /// The caller's open file.
+    pub(crate) fn opened(&self) -> Option<BorrowedFd<'_>> {
+        self.opened.as_ref().map(|opened| opened.fd)
+    }
+
+    pub(crate) fn text(&self) -> &OsStr {
+        &self.text
+    }
+}
+
+/// The system calls that a target needs, for whichever thread makes them.
+enum ResolveCall {
+    /// Where an image really is.
+    Image(PathBuf),
+    /// Where an image really is, or will be.
+    NewImage(PathBuf),
+    /// Which file a caller's descriptor is open on.
+    Opened(OwnedFd),
+    /// Whether the file of a path has other names.
+    HardLinks(PathBuf),
+}
+
+/// What they have told.
+enum Found {
+    Image(PathBuf, Option<FileId>),
+    Opened(FileId),
+    OneName,
+}
+
+impl ResolveCall {
+    fn run(self, refuse_hard_links: bool) -> Result<Found, LockError> {
+        match self {
+            Self::Image(path) => {
+                let resolved = engine::resolve_image(&path, refuse_hard_links);
+                resolved.map(|(path, id)| Found::Image(path, Some(id)))
+            }
+            Self::NewImage(path) => {
+                let resolved = engine::resolve_new_image(&path, refuse_hard_links);
+                resolved.map(|(path, id)| Found::Image(path, id))
+            }
+            Self::Opened(fd) => engine::id_of(fd.as_fd(), refuse_hard_links).map(Found::Opened),
+            Self::HardLinks(path) => engine::refuse_hard_links(&path).map(|()| Found::OneName),
+        }
+    }
+
+    fn queue(&self) -> CallQueue {
+        match self {
+            Self::Image(path) | Self::NewImage(path) | Self::HardLinks(path) => {
+                CallQueue::of_path(path)
+            }
+            Self::Opened(fd) => CallQueue::Mount(engine::mount_of(fd.as_fd())),
+        }
+    }
+
+    fn on_timeout(&self) -> OnTimeout {
+        match self {
+            Self::Opened(_) => OnTimeout::DropOnWorker,
+            _ => OnTimeout::Remove,
+        }
+    }
+}
+
+impl Core {
+    /// A lookup of who holds it, which needs no patience.
+    pub(crate) fn resolve_to_look<'a>(
+        &self,
+        request: &'a Request<'_>,
+    ) -> Result<ResolvedRequest<'a>, AcquireError> {
+        self.resolve(request, Patience::Try)
+    }
+
+    /// Finds the resource that a request means, with system calls where its target needs them.
+    pub(super) fn resolve<'a>(
+        &self,
+        request: &'a Request<'_>,
+        patience: Patience<'_>,
+    ) -> Result<ResolvedRequest<'a>, AcquireError> {
+        let (target, settings) = (&request.target, &request.settings);
+        let mut resolved = ResolvedRequest {
+            spelling: target.text(),
+            text: Cow::Borrowed(target.text()),
+            spec: self.spec(settings),
+            opened: None,
+            image: None,
+        };
+        let direct = matches!(self.naming, OpenNaming::Direct);
+        if direct && settings.auto_create && !matches!(target.0, TargetKind::Opened(..)) {
+            let (name, why) = (target.text().to_owned(), InvalidRequest::AutoCreateInDirect);
+            return Err(AcquireError::Invalid { name, why });
+        }
+        let fails = |error| failure::from_lock_error(error, target.text(), || target.path().into());
+        let call = match &target.0 {
+            TargetKind::Image(path) => ResolveCall::Image(path.to_path_buf()),
+            TargetKind::NewImage(path) => ResolveCall::NewImage(path.to_path_buf()),
+            TargetKind::Opened(_, fd) => {
+                ResolveCall::Opened(engine::duplicate(*fd).map_err(fails)?)
+            }
+            // Also where it only joins, which opens nothing.
+            TargetKind::Name(name) if direct && settings.refuse_hard_links => {
+                ResolveCall::HardLinks(PathBuf::from(name))
+            }
+            TargetKind::Name(_) => return Ok(resolved),
+        };
+        let (on_timeout, links) = (call.on_timeout(), settings.refuse_hard_links);
+        let queue = patience.context().map(|_| call.queue());
+        let about = (target.text(), target.path());
+        let limits = (patience.context(), on_timeout);
+        match blocking::call(self, about, limits, queue, move || call.run(links))? {
+            Ok(Found::Image(path, image)) => {
+                resolved.text = Cow::Owned(path.into_os_string());
+                resolved.image = image;
+            }
+            Ok(Found::Opened(id)) => {
+                if let TargetKind::Opened(_, fd) = &target.0 {
+                    resolved.opened = Some(OpenedFile { fd: *fd, id, path: engine::path_of(*fd) });
+                }
+            }
+            Ok(Found::OneName) => {}
+            Err(error) => return Err(fails(error)),
+        }
+        Ok(resolved)
+    }
+
+    /// The settings of a request, with the space's where it has none.
+    fn spec(&self, settings: &Settings) -> LockSpec {
+        LockSpec {
+            mode: settings.mode,
+            range: settings.range.unwrap_or(self.range),
+            create: settings.auto_create,
+            file_mode: self.file_mode,
+            upgradable: settings.upgradable,
+            refuse_hard_links: settings.refuse_hard_links,
+        }
+    }
+
+    /// A name means one file by its path, and perhaps another by a caller's descriptor: which one
+    /// is it by its path?
+    pub(super) fn file_id_by_path(
+        &self,
+        name: &Name,
+        patience: Patience<'_>,
+    ) -> Result<FileId, AcquireError> {
+        let text = name.text();
+        if !matches!(self.naming, OpenNaming::Direct) {
+            // A lock file, or memory, is never the file that a caller has open.
+            let why = InvalidRequest::OtherFile;
+            return Err(AcquireError::Invalid { name: text.to_owned(), why });
+        }
+        let path = PathBuf::from(text);
+        let (about, limits) = ((text, &*path), (patience.context(), OnTimeout::Remove));
+        let look = {
+            let path = path.clone();
+            move || engine::id_at(&path)
+        };
+        let looked = blocking::call(self, about, limits, Some(CallQueue::of_path(&path)), look)?;
+        looked.map_err(|error| failure::from_lock_error(error, text, || path.clone()))
+    }
+}

@@ -1,0 +1,72 @@
+//! Creating and deleting the files of resources that nobody holds.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use super::{Core, TransitionGuard};
+use crate::engine::{Key, LockError, Name, create_file, delete_file};
+use crate::error::{Busy, LockFileError};
+use crate::sys::Errno;
+use crate::types::{IoError, Mode};
+
+impl Core {
+    /// Creates the file of a resource that nobody holds here.
+    pub(crate) fn create(&self, text: &OsStr) -> Result<(), LockFileError> {
+        self.change(text, |name| create_file(name, self.file_mode))
+    }
+
+    /// Removes the file of a resource that nobody holds here or elsewhere.
+    pub(crate) fn delete(&self, text: &OsStr) -> Result<(), LockFileError> {
+        self.change(text, |name| delete_file(name, &self.stale_retries))
+    }
+
+    fn change(
+        &self,
+        text: &OsStr,
+        change: impl FnOnce(&Name) -> Result<(), LockError>,
+    ) -> Result<(), LockFileError> {
+        self.process.check().map_err(|creator| LockFileError::Forked { creator })?;
+        let invalid = |why| LockFileError::Invalid { name: text.to_owned(), why };
+        let key = Key::from(text);
+        let name = self.naming.name(key).map_err(invalid)?;
+        let mut table = self.lock();
+        while let Some(slot) = table.find(key) {
+            let resource = table.resource(slot);
+            if let Some((held, owners)) = resource.blockers() {
+                let name = Arc::clone(resource.name());
+                let busy = Busy::inside(name, Mode::Exclusive, held, owners);
+                return Err(LockFileError::Busy(busy));
+            }
+            table.watch_transition(slot);
+            self.wait_for_transition(&mut table, None);
+        }
+        let slot = table.begin_change(key.hash(), Arc::clone(&name));
+        drop(table);
+        let transition = TransitionGuard::new(self, slot, name);
+        let changed = change(transition.name());
+        let name = transition.end();
+        changed.map_err(|error| self.change_error(error, name))
+    }
+
+    fn change_error(&self, error: LockError, name: Arc<Name>) -> LockFileError {
+        let text = || name.text().to_owned();
+        match error {
+            LockError::Contended(file) => {
+                let id = file.id();
+                drop(file);
+                LockFileError::Busy(self.refused_by_kernel(name, Mode::Exclusive, id))
+            }
+            LockError::Invalid(why) => LockFileError::Invalid { name: text(), why },
+            LockError::DirectoryReplaced(directory) => {
+                LockFileError::DirectoryReplaced { name: text(), directory }
+            }
+            LockError::NotFound => {
+                LockFileError::Io(IoError::new("openat", name.path(), Errno::NOENT))
+            }
+            LockError::Unstable(_) => {
+                LockFileError::Io(IoError::new("openat", name.path(), Errno::BUSY))
+            }
+            LockError::Io(error) => LockFileError::Io(error),
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! One hold of an owner, as a value.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::{Core, log_release_error};
+use crate::engine::Name;
+use crate::error::{ReleaseError, VerifyError};
+use crate::table::{HoldKind, Slot};
+use crate::types::{Mode, OwnerId};
+use crate::wait::{CallOptions, CallQueue, OnTimeout, WaitContext, WithoutWorker};
+
+/// One hold of an owner, which nobody else can release: its drop does.
+pub(crate) struct OwnedHold {
+    core: Arc<Core>,
+    slot: Slot,
+    name: Arc<Name>,
+    owner: OwnerId,
+    pub(crate) mode: Mode,
+    /// It is still this value's to release.
+    is_held: bool,
+}
+
+impl OwnedHold {
+    /// Of a hold that the table has just counted.
+    pub(crate) fn new(
+        core: &Arc<Core>,
+        (slot, name): (Slot, Arc<Name>),
+        owner: OwnerId,
+        mode: Mode,
+    ) -> Self {
+        Self { core: Arc::clone(core), slot, name, owner, mode, is_held: true }
+    }
+
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.slot
+    }
+
+    pub(crate) fn name(&self) -> &Arc<Name> {
+        &self.name
+    }
+
+    pub(crate) fn owner(&self) -> OwnerId {
+        self.owner
+    }
+
+    /// Whether the hold is what it should be.
+    pub(crate) fn verify(&self) -> Result<(), VerifyError> {
+        self.core.verify(self.slot, &self.name)
+    }
+
+    /// Gives the hold into the space's care.
+    pub(crate) fn keep(mut self) {
+        self.is_held = false;
+        if self.core.process.is_here() {
+            let kept = self.core.lock().set_hold_kind(self.slot, self.owner, HoldKind::Kept);
+            debug_assert!(kept.is_ok(), "the hold is there");
+        }
+    }
+
+    /// Releases the hold.
+    pub(crate) fn release(mut self) -> Result<(), ReleaseError> {
+        self.is_held = false;
+        self.core.release(self.slot, &self.name, self.owner)
+    }
+
+    /// Releases the hold on a worker, and waits for that as long as `context` says: the release
+    /// goes on afterwards.
+    pub(crate) fn release_on_worker(mut self, queue: &CallQueue, context: &WaitContext) {
+        self.is_held = false;
+        let left = self.core.leave(self.slot, self.owner, HoldKind::Leased);
+        let Ok(Some(hold)) = left else { return };
+        let (core, slot, name) = (Arc::clone(&self.core), self.slot, Arc::clone(&self.name));
+        let finish = move || log_release_error(core.finish_release(slot, &name, hold).err());
+        let options =
+            CallOptions { on_timeout: OnTimeout::RunAnyway, without: WithoutWorker::RunHere };
+        let _ = self.core.process.workers.run(queue, (context, options), finish, drop, || ());
+    }
+}
+
+impl Drop for OwnedHold {
+    fn drop(&mut self) {
+        if self.is_held {
+            match self.core.release(self.slot, &self.name, self.owner) {
+                // The lock is its parent's.
+                Err(ReleaseError::Forked { .. }) => {}
+                released => log_release_error(released.err()),
+            }
+        }
+    }
+}
+
+impl fmt::Debug for OwnedHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnedHold").field("name", &self.name.text()).finish_non_exhaustive()
+    }
+}

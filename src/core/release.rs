@@ -1,0 +1,145 @@
+//! Ending holds.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{Core, Hold, OwnedHold, TransitionGuard};
+use crate::engine::{Key, Name};
+use crate::error::ReleaseError;
+use crate::table::{HoldKind, NoSuchHold, Slot};
+use crate::types::{Mode, Origin, OwnerId};
+
+/// What [`LockSpace::release_owner`](crate::LockSpace::release_owner) did.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Released {
+    /// How many kept holds have ended.
+    pub holds: usize,
+    /// Lock files that could not be removed, or the reason why nothing was done
+    /// ([`ReleaseError::Forked`]).
+    pub leftovers: Vec<ReleaseError>,
+}
+
+/// Logs the errors of a release whose caller cannot be told, by the feature `tracing`. A file that
+/// is left over blocks nobody.
+pub(crate) fn log_release_error(errors: impl IntoIterator<Item = ReleaseError>) {
+    for error in errors {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(%error, "a lock file was left over");
+        #[cfg(not(feature = "tracing"))]
+        drop(error);
+    }
+}
+
+/// The mode of a hold whose release unlinks its file; `None` if the file stays.
+pub(crate) fn mode_to_unlink(origin: Origin, mode: Mode) -> Option<Mode> {
+    (origin == Origin::AutoCreated).then_some(mode)
+}
+
+impl Core {
+    /// Ends one hold of an owner that a lease has.
+    pub(crate) fn release(
+        &self,
+        slot: Slot,
+        name: &Arc<Name>,
+        owner: OwnerId,
+    ) -> Result<(), ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        match self.leave(slot, owner, HoldKind::Leased) {
+            Ok(None) => Ok(()),
+            Ok(Some(hold)) => self.finish_release(slot, name, hold),
+            Err(NoSuchHold) => Err(ReleaseError::NotHeld { owner, name: name.text().to_owned() }),
+        }
+    }
+
+    /// Ends one kept hold of an owner.
+    pub(crate) fn release_by_name(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
+        let (slot, name, last) = self.update(|table, wakes| {
+            let slot = table.find(Key::from(text)).ok_or_else(not_held)?;
+            let name = Arc::clone(table.resource(slot).name());
+            let last = table.release(slot, owner, HoldKind::Kept, Instant::now, wakes);
+            last.map(|last| (slot, name, last)).map_err(|NoSuchHold| not_held())
+        })?;
+        last.map_or(Ok(()), |hold| self.finish_release(slot, &name, hold))
+    }
+
+    /// Ends every kept hold of one owner, and cancels its waits.
+    pub(crate) fn release_owner(&self, owner: OwnerId) -> Released {
+        match self.process.check() {
+            Ok(()) => self.release_kept(Some(owner)),
+            Err(creator) => {
+                Released { holds: 0, leftovers: vec![ReleaseError::Forked { creator }] }
+            }
+        }
+    }
+
+    /// Takes a kept hold of an owner back.
+    pub(crate) fn retake(
+        self: &Arc<Self>,
+        text: &OsStr,
+        owner: OwnerId,
+    ) -> Result<OwnedHold, ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let mut table = self.lock();
+        let retaken = table.find(Key::from(text)).and_then(|slot| {
+            table.set_hold_kind(slot, owner, HoldKind::Leased).ok()?;
+            let resource = table.resource(slot);
+            Some((slot, Arc::clone(resource.name()), resource.hold()?.mode()))
+        });
+        drop(table);
+        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
+        let (slot, name, mode) = retaken.ok_or_else(not_held)?;
+        Ok(OwnedHold::new(self, (slot, name), owner, mode))
+    }
+
+    /// Ends every kept hold of one owner, and cancels its waits; or every kept hold of the space.
+    /// One resource after the other: if the file system of one hangs, those behind it are still
+    /// held, and not neither held nor free.
+    pub(crate) fn release_kept(&self, owner: Option<OwnerId>) -> Released {
+        let (mut kept, waits) = {
+            let table = self.lock();
+            (table.kept(owner), owner.map_or_else(Vec::new, |owner| table.waits_of(owner)))
+        };
+        waits.iter().for_each(|waker| waker.cancel());
+        // About in the order in which they were acquired.
+        kept.sort_unstable();
+        let mut released = Released { holds: 0, leftovers: Vec::new() };
+        for (owner, slot) in kept {
+            let ended =
+                self.update(|table, wakes| table.release_kept(slot, owner, Instant::now, wakes));
+            released.holds += ended.count as usize;
+            if let Some((name, hold)) = ended.last {
+                released.leftovers.extend(self.finish_release(slot, &name, hold).err());
+            }
+        }
+        released
+    }
+
+    /// Ends one hold in the table, or defers that while the space is frozen. The caller
+    /// [finishes](Self::finish_release) the release of what is returned.
+    pub(super) fn leave(
+        &self,
+        slot: Slot,
+        owner: OwnerId,
+        kind: HoldKind,
+    ) -> Result<Option<Hold>, NoSuchHold> {
+        self.update(|table, wakes| table.release(slot, owner, kind, Instant::now, wakes))
+    }
+
+    /// Makes the system calls of a release, after the last owner has left.
+    pub(super) fn finish_release(
+        &self,
+        slot: Slot,
+        name: &Arc<Name>,
+        hold: Hold,
+    ) -> Result<(), ReleaseError> {
+        let transition = TransitionGuard::new(self, slot, Arc::clone(name));
+        let unlink = mode_to_unlink(hold.origin(), hold.mode());
+        let released = hold.into_file().map_or(Ok(()), |file| file.release(name, unlink));
+        drop(transition);
+        released.map_err(|source| ReleaseError::Leftover { name: name.text().to_owned(), source })
+    }
+}

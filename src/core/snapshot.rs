@@ -1,0 +1,77 @@
+//! Freezing a space, and making one of what a snapshot has carried over.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use super::{Core, Hold, Process, log_release_error};
+use crate::engine::{Name, OpenNaming};
+use crate::table::UNRESPONSIVE_AFTER;
+use crate::types::ByteRange;
+
+/// A space that is to be restored, without its holds.
+pub(crate) struct RestoredSpace {
+    pub(crate) process: &'static Process,
+    pub(crate) naming: OpenNaming,
+    pub(crate) range: ByteRange,
+    pub(crate) file_mode: u32,
+    pub(crate) stale_retries: u64,
+}
+
+impl Core {
+    /// Waits until no thread makes system calls for any resource, and lets none begin.
+    ///
+    /// # Errors
+    /// The resource whose file system has not answered. Nothing is frozen then.
+    pub(crate) fn freeze(&self) -> Result<(), Arc<Name>> {
+        let mut table = self.lock();
+        table.freeze();
+        while let Some(slot) = table.in_transition() {
+            let resource = table.resource(slot);
+            let answer = resource.unresponsive_since().map(|since| since + UNRESPONSIVE_AFTER);
+            if answer.is_some_and(|answer| Instant::now() >= answer) {
+                let name = Arc::clone(resource.name());
+                drop(table);
+                self.thaw();
+                return Err(name);
+            }
+            table.watch_transition(slot);
+            self.wait_for_transition(&mut table, answer);
+        }
+        Ok(())
+    }
+
+    /// Ends a [`freeze`](Self::freeze): what was deferred happens, all of it before anybody else
+    /// gets the mutex. An owner that was released must not be found to hold, and what is acquired
+    /// from now on must not be released.
+    pub(crate) fn thaw(&self) {
+        let ended = self.update(|table, wakes| table.thaw(Instant::now(), wakes));
+        for (slot, name, hold) in ended {
+            log_release_error(self.finish_release(slot, &name, hold).err());
+        }
+    }
+
+    /// Calls `each` for all that is held, in order of name.
+    pub(crate) fn with_holds<T>(&self, each: impl FnMut(&Name, &Hold) -> T) -> Vec<T> {
+        let mut each = each;
+        let table = self.lock();
+        let mut held: Vec<_> = table
+            .resources()
+            .filter_map(|resource| Some((resource.name(), resource.hold()?)))
+            .collect();
+        held.sort_unstable_by_key(|(name, _)| name.text());
+        held.into_iter().map(|(name, hold)| each(name, hold)).collect()
+    }
+
+    /// A space with these holds, all of them kept.
+    pub(crate) fn restored(
+        space: RestoredSpace,
+        holds: impl ExactSizeIterator<Item = (Arc<Name>, Hold)>,
+    ) -> Self {
+        let RestoredSpace { process, naming, range, file_mode, stale_retries } = space;
+        let mut core = Self::new(process, naming, range, file_mode);
+        core.stale_retries = AtomicU64::new(stale_retries);
+        core.table.get_mut().restore(holds);
+        core
+    }
+}

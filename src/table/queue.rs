@@ -1,0 +1,153 @@
+//! Who waits for a resource, in order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Claim;
+use crate::sync::Waker;
+use crate::types::{InvalidRequest, Mode, Origin, OwnerId};
+
+/// A call that waits, of one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket {
+    owner: OwnerId,
+    number: u64,
+}
+
+/// What a waiter finds when its turn has come.
+#[derive(Debug)]
+pub(crate) enum Grant<F> {
+    /// It has joined the resource's other shared holds.
+    Joined,
+    /// The resource is acquiring, and the waiter has this transition.
+    Acquire(HandedOver<F>),
+    /// It must ask for admission again.
+    AskAgain,
+    Invalid(InvalidRequest),
+}
+
+/// How a resource comes to the next waiter.
+#[derive(Debug)]
+pub(crate) enum HandedOver<F> {
+    /// With the file of its last hold, locked in this mode.
+    File(F, Mode, Origin),
+    Nothing,
+}
+
+/// Those whom a transition has to wake, once the table's mutex is unlocked.
+#[derive(Debug, Default)]
+#[must_use = "a waiter that is not woken sleeps on"]
+pub(crate) struct WakeList {
+    wakers: Vec<Arc<Waker>>,
+    /// A transition has ended that a thread waits for.
+    pub(super) transition_ended: bool,
+}
+
+impl WakeList {
+    /// Wakes the waiters of this list. Whether a transition has ended that a thread waits for, it
+    /// returns: the table does not know how those sleep.
+    #[must_use]
+    pub(crate) fn wake(self) -> bool {
+        if !self.wakers.is_empty() {
+            self.wakers.iter().for_each(|waker| waker.wake());
+        }
+        self.transition_ended
+    }
+}
+
+/// All calls that wait, in order of owner.
+pub(super) struct Waits<F> {
+    waits: BTreeMap<Ticket, Wait<F>>,
+    last_number: u64,
+}
+
+struct Wait<F> {
+    waker: Arc<Waker>,
+    grant: Option<Grant<F>>,
+}
+
+impl<F> Default for Waits<F> {
+    fn default() -> Self {
+        Self { waits: BTreeMap::new(), last_number: 0 }
+    }
+}
+
+impl<F> Waits<F> {
+    pub(super) fn begin(&mut self, owner: OwnerId, waker: &Arc<Waker>) -> Ticket {
+        self.last_number += 1;
+        let ticket = Ticket { owner, number: self.last_number };
+        self.waits.insert(ticket, Wait { waker: Arc::clone(waker), grant: None });
+        ticket
+    }
+
+    pub(super) fn end(&mut self, ticket: Ticket) {
+        self.waits.remove(&ticket);
+    }
+
+    pub(super) fn of(&self, owner: OwnerId) -> impl Iterator<Item = &Arc<Waker>> {
+        let [first, last] = [0, u64::MAX].map(|number| Ticket { owner, number });
+        self.waits.range(first..=last).map(|(_, wait)| &wait.waker)
+    }
+
+    pub(super) fn wake(&self, ticket: Ticket, wakes: &mut WakeList) {
+        wakes.wakers.extend(self.waits.get(&ticket).map(|wait| Arc::clone(&wait.waker)));
+    }
+
+    pub(super) fn grant(&mut self, ticket: Ticket, grant: Grant<F>, wakes: &mut WakeList) {
+        if let Some(wait) = self.waits.get_mut(&ticket) {
+            wait.grant = Some(grant);
+            wakes.wakers.push(Arc::clone(&wait.waker));
+        }
+    }
+
+    pub(super) fn take_grant(&mut self, ticket: Ticket) -> Option<Grant<F>> {
+        self.waits.get_mut(&ticket)?.grant.take()
+    }
+}
+
+impl<F> fmt::Debug for Waits<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.waits.keys()).finish()
+    }
+}
+
+/// The waiters of one resource.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    pub(super) waiting: VecDeque<Queued>,
+    /// Since when this process has had the resource without leaving it to others; `None` if that
+    /// does not count yet.
+    pub(super) turn: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) claim: Claim,
+    pub(super) ticket: Ticket,
+    /// It holds the resource shared, and waits to become exclusive.
+    pub(super) upgrades: bool,
+}
+
+impl Queue {
+    pub(super) fn is_unused(&self) -> bool {
+        self.waiting.is_empty() && self.turn.is_none()
+    }
+
+    /// The waiter at the head, if it waits to become exclusive.
+    pub(super) fn upgrader(&self) -> Option<Ticket> {
+        self.waiting.front().filter(|first| first.upgrades).map(|first| first.ticket)
+    }
+
+    pub(super) fn exclusive_waits(&self) -> bool {
+        self.waiting.iter().any(|queued| queued.claim.mode == Mode::Exclusive)
+    }
+
+    /// Whether a waiter of this owner excludes the claim.
+    pub(super) fn excludes_own(&self, claim: &Claim) -> bool {
+        self.waiting.iter().any(|queued| {
+            queued.claim.owner == claim.owner && !queued.claim.mode.compatible(claim.mode)
+        })
+    }
+}

@@ -1,0 +1,372 @@
+//! One resource: its state, and its queue. The table of states is in [`super`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::fairness::MAX_TURN;
+use super::hold::Hold;
+use super::owners::HoldKind;
+use super::queue::{Grant, HandedOver, Queue, Queued, Ticket, Waits, WakeList};
+use super::{Admission, Claim, Conversion, LockedFile, WouldDeadlock};
+use crate::engine::Name;
+use crate::error::Blockers;
+use crate::types::{ByteRange, Mode, Origin, OwnerId};
+
+/// A file system that has not answered for so long after its caller has left is called
+/// unresponsive: a caller can also leave just before the answer comes.
+pub(crate) const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
+
+/// A resource that is not absent.
+#[derive(Debug)]
+pub(crate) struct Resource<F> {
+    name: Arc<Name>,
+    /// Of its name.
+    hash: u64,
+    /// Part of its slot.
+    generation: u32,
+    /// A thread waits for the transition to end.
+    pub(super) watched: bool,
+    pub(super) state: State<F>,
+    /// Boxed, as few resources have one.
+    queue: Option<Box<Queue>>,
+}
+
+#[derive(Debug)]
+pub(super) enum State<F> {
+    Acquiring(Acquiring),
+    Contended(Acquiring),
+    Held(Hold<F>),
+    /// The hold's file is with the thread that converts its lock.
+    Converting(Hold<F>),
+    Changing,
+}
+
+/// What the thread that is acquiring will hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Acquiring {
+    owner: OwnerId,
+    mode: Mode,
+    /// The caller left at its deadline; the file system has not answered since then.
+    unresponsive_since: Option<Instant>,
+}
+
+impl<F> State<F> {
+    pub(super) fn acquiring(owner: OwnerId, mode: Mode) -> Self {
+        Self::Acquiring(Acquiring { owner, mode, unresponsive_since: None })
+    }
+}
+
+impl<F> Resource<F> {
+    pub(super) fn new(name: Arc<Name>, hash: u64, generation: u32, state: State<F>) -> Self {
+        Self { name, hash, generation, watched: false, state, queue: None }
+    }
+
+    pub(crate) fn name(&self) -> &Arc<Name> {
+        &self.name
+    }
+
+    pub(super) fn set_name(&mut self, name: Arc<Name>) {
+        self.name = name;
+    }
+
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The hold, if it is held.
+    pub(crate) fn hold(&self) -> Option<&Hold<F>> {
+        match &self.state {
+            State::Held(hold) | State::Converting(hold) => Some(hold),
+            _ => None,
+        }
+    }
+
+    /// Who holds it, or is about to, and how; `None` while it is changing.
+    pub(crate) fn blockers(&self) -> Option<(Mode, Blockers)> {
+        match &self.state {
+            State::Acquiring(acquiring) | State::Contended(acquiring) => {
+                Some((acquiring.mode, Blockers::One([acquiring.owner])))
+            }
+            State::Held(hold) | State::Converting(hold) => {
+                Some((hold.mode(), hold.owners.blockers(None)))
+            }
+            State::Changing => None,
+        }
+    }
+
+    /// Whether it is held by somebody outside of this space, and one call of this space waits for
+    /// that.
+    pub(crate) fn is_contended(&self) -> bool {
+        matches!(self.state, State::Contended(_))
+    }
+
+    /// Whether a thread makes system calls for it now.
+    #[cfg(feature = "snapshot")]
+    pub(super) fn is_in_transition(&self) -> bool {
+        matches!(self.state, State::Acquiring(_) | State::Converting(_) | State::Changing)
+    }
+
+    /// Since when its file system has not answered a caller that has left.
+    pub(crate) fn unresponsive_since(&self) -> Option<Instant> {
+        match &self.state {
+            State::Acquiring(acquiring) => acquiring.unresponsive_since,
+            _ => None,
+        }
+    }
+
+    pub(super) fn set_unresponsive(&mut self, since: Instant) {
+        if let State::Acquiring(acquiring) | State::Contended(acquiring) = self.state {
+            let unresponsive_since = Some(since);
+            self.state = State::Acquiring(Acquiring { unresponsive_since, ..acquiring });
+        }
+    }
+
+    pub(super) fn set_contended(&mut self) {
+        if let State::Acquiring(acquiring) = self.state {
+            self.state = State::Contended(acquiring);
+        }
+    }
+
+    pub(super) fn resume(&mut self) {
+        if let State::Contended(acquiring) = self.state {
+            self.state = State::Acquiring(acquiring);
+        }
+    }
+
+    pub(super) fn start_turn(&mut self, turn: Instant) {
+        self.queue.get_or_insert_default().turn.get_or_insert(turn);
+    }
+
+    pub(super) fn take_turn(&mut self) -> Option<Instant> {
+        self.queue.as_mut()?.turn.take()
+    }
+}
+
+impl<F: LockedFile> Resource<F> {
+    /// Adds a hold of the claim's owner to those that there are, or says why not.
+    pub(super) fn admit(&mut self, claim: &Claim) -> Admission {
+        let compatible = match &self.state {
+            State::Held(hold) => {
+                hold.mode().compatible(claim.mode)
+                    && (hold.owners.has(claim.owner) || !self.exclusive_waits())
+            }
+            State::Acquiring(acquiring) => acquiring.mode.compatible(claim.mode),
+            State::Converting(_) => claim.mode == Mode::Shared,
+            State::Contended(_) | State::Changing => false,
+        };
+        match &mut self.state {
+            State::Held(hold) if compatible => hold.join(claim),
+            State::Acquiring(Acquiring { unresponsive_since: Some(since), .. }) => {
+                Admission::Unresponsive(*since)
+            }
+            _ if compatible => Admission::InTransition,
+            State::Contended(_) => Admission::RefusedOutside,
+            _ => match self.blockers() {
+                Some((mode, owners)) => Admission::Refused(mode, owners),
+                None => Admission::InTransition,
+            },
+        }
+    }
+
+    fn exclusive_waits(&self) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.exclusive_waits())
+    }
+
+    /// Whether the claim would wait for a hold, or for an earlier wait, of its own owner.
+    pub(super) fn would_wait_for_itself(&self, claim: &Claim) -> bool {
+        let excluded_by_own = match &self.state {
+            // What nobody waits for any more will be given back.
+            State::Acquiring(Acquiring { unresponsive_since: Some(_), .. }) | State::Changing => {
+                false
+            }
+            State::Acquiring(acquiring) | State::Contended(acquiring) => {
+                acquiring.owner == claim.owner && !acquiring.mode.compatible(claim.mode)
+            }
+            State::Held(hold) | State::Converting(hold) => {
+                hold.owners.has(claim.owner) && !hold.mode().compatible(claim.mode)
+            }
+        };
+        excluded_by_own || self.queue.as_ref().is_some_and(|queue| queue.excludes_own(claim))
+    }
+
+    /// Puts a wait at the end of the queue.
+    pub(super) fn enqueue(&mut self, ticket: Ticket, claim: Claim) {
+        let queue = self.queue.get_or_insert_default();
+        queue.waiting.push_back(Queued { claim, ticket, upgrades: false });
+    }
+
+    /// Puts a shared holder that waits to become exclusive at the head of the queue.
+    ///
+    /// # Errors
+    /// Another one waits there for the same, or the owner has other holds: each would wait for the
+    /// other for ever.
+    pub(super) fn enqueue_upgrade(
+        &mut self,
+        ticket: Ticket,
+        owner: OwnerId,
+    ) -> Result<(), WouldDeadlock> {
+        let owns_one = |hold: &Hold<F>| {
+            let count = |kind| hold.owners.count(owner, kind);
+            count(HoldKind::Leased) + count(HoldKind::Kept) == 1
+        };
+        let range = self.hold().map_or(ByteRange::FIRST, Hold::range);
+        if !self.hold().is_some_and(owns_one) {
+            return Err(WouldDeadlock);
+        }
+        let queue = self.queue.get_or_insert_default();
+        if queue.upgrader().is_some() {
+            return Err(WouldDeadlock);
+        }
+        let claim = Claim { owner, mode: Mode::Exclusive, range, file: None, opened: false };
+        queue.waiting.push_front(Queued { claim, ticket, upgrades: true });
+        Ok(())
+    }
+
+    /// Takes a wait out of the queue. Others may have been behind it: see
+    /// [`admit_waiters`](Self::admit_waiters).
+    pub(super) fn dequeue(&mut self, ticket: Ticket) {
+        if let Some(queue) = &mut self.queue {
+            queue.waiting.retain(|queued| queued.ticket != ticket);
+            if queue.is_unused() {
+                self.queue = None;
+            }
+        }
+    }
+
+    /// Lets those waiters join a shared hold that may: the ones at the head of the queue, and,
+    /// wherever they are, those of owners that hold it already, which would wait for themselves.
+    pub(super) fn admit_waiters(&mut self, waits: &mut Waits<F>, wakes: &mut WakeList) {
+        let (State::Held(hold), Some(queue)) = (&mut self.state, &mut self.queue) else { return };
+        if hold.mode() == Mode::Exclusive {
+            return;
+        }
+        let mut behind_exclusive = false;
+        queue.waiting.retain(|queued| {
+            let claim = &queued.claim;
+            if queued.upgrades || claim.mode == Mode::Exclusive {
+                behind_exclusive = true;
+            } else if !behind_exclusive || hold.owners.has(claim.owner) {
+                let grant = match hold.join(claim) {
+                    Admission::Joined => Grant::Joined,
+                    Admission::Invalid(why) => Grant::Invalid(why),
+                    _ => Grant::AskAgain,
+                };
+                waits.grant(queued.ticket, grant, wakes);
+                return false;
+            }
+            true
+        });
+    }
+
+    /// Nobody holds it: gives the transition to the waiter at the head of the queue. While the
+    /// space is frozen that waiter makes no system calls yet. `false` if nobody waits.
+    pub(super) fn grant_next(
+        &mut self,
+        handed_over: HandedOver<F>,
+        is_frozen: bool,
+        waits: &mut Waits<F>,
+        wakes: &mut WakeList,
+    ) -> bool {
+        let Some(first) = self.queue.as_mut().and_then(|queue| queue.waiting.pop_front()) else {
+            return false;
+        };
+        self.state = State::acquiring(first.claim.owner, first.claim.mode);
+        if is_frozen {
+            self.set_contended();
+        }
+        waits.grant(first.ticket, Grant::Acquire(handed_over), wakes);
+        true
+    }
+
+    /// An owner has left. If it was the last one, hands the file over to the waiter at the head of
+    /// the queue where that can be; else returns the hold, which the caller releases: the
+    /// resource is changing until then.
+    pub(super) fn owner_left(
+        &mut self,
+        now: impl FnOnce() -> Instant,
+        waits: &mut Waits<F>,
+        wakes: &mut WakeList,
+    ) -> Option<Hold<F>> {
+        let State::Held(hold) = &self.state else { return None };
+        if !hold.owners.is_empty() {
+            self.wake_upgrader(waits, wakes);
+            return None;
+        }
+        let hands_over = self.queue.as_mut().is_some_and(|queue| {
+            let can = queue.waiting.front().is_some_and(|first| can_take_over(first, hold));
+            // Also what a try has got is handed over for no longer than a turn.
+            can && {
+                let now = now();
+                now.saturating_duration_since(*queue.turn.get_or_insert(now)) < MAX_TURN
+            }
+        });
+        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing) else {
+            unreachable!("its state has just been matched")
+        };
+        if !hands_over {
+            return Some(hold);
+        }
+        let (mode, origin) = (hold.mode(), hold.origin());
+        if let Some(file) = hold.into_file() {
+            self.grant_next(HandedOver::File(file, mode, origin), false, waits, wakes);
+        }
+        None
+    }
+
+    /// Wakes the waiter that wants to become exclusive, once it is the only holder left.
+    fn wake_upgrader(&self, waits: &Waits<F>, wakes: &mut WakeList) {
+        if let (State::Held(hold), Some(queue)) = (&self.state, &self.queue)
+            && let Some(first) = queue.waiting.front()
+            && first.upgrades
+            && hold.owners.is_sole(first.claim.owner)
+        {
+            waits.wake(first.ticket, wakes);
+        }
+    }
+
+    /// Takes the file out to convert its lock, if this is the only hold.
+    pub(super) fn begin_conversion(&mut self, owner: OwnerId, to: Mode) -> Conversion<F> {
+        let State::Held(hold) = &mut self.state else { return Conversion::InTransition };
+        if hold.mode() == to {
+            return Conversion::Done;
+        }
+        // First what no wait could change.
+        if to == Mode::Exclusive && hold.file().is_some_and(|file| !file.is_writable()) {
+            return Conversion::NotUpgradable;
+        }
+        if !hold.owners.is_sole(owner) {
+            return Conversion::Refused(hold.mode(), hold.owners.blockers(Some(owner)));
+        }
+        let Some(file) = hold.take_file() else {
+            hold.set_mode(to);
+            return Conversion::Done;
+        };
+        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing) else {
+            unreachable!("its state has just been matched")
+        };
+        self.state = State::Converting(hold);
+        Conversion::Begun(file)
+    }
+
+    /// Puts the file back whose lock was to be converted; `converted_to` is `None` if it was
+    /// refused.
+    pub(super) fn end_conversion(&mut self, file: F, converted_to: Option<Mode>) {
+        if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::Changing) {
+            hold.put_file(file, converted_to);
+            self.state = State::Held(hold);
+        }
+    }
+}
+
+/// Whether a waiter can go on with the file of a hold that ends, and the lock on it.
+fn can_take_over<F: LockedFile>(first: &Queued, hold: &Hold<F>) -> bool {
+    let Some(file) = hold.file() else { return false };
+    hold.range() == first.claim.range
+        && !first.claim.opened
+        && hold.origin() != Origin::Opened
+        && (first.claim.mode == Mode::Shared || file.is_writable())
+}

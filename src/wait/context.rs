@@ -1,0 +1,95 @@
+//! One call's wait: since when, until when, and what wakes it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Cancel;
+use super::wait::{Limit, Wait};
+use crate::sync::Waker;
+
+/// One call's wait: since when, until when, and what wakes it.
+pub(crate) struct WaitContext {
+    pub(crate) waker: Arc<Waker>,
+    started: Instant,
+    /// `None`: for as long as it takes.
+    deadline: Option<Instant>,
+    cancel: Option<Cancel>,
+}
+
+/// How a call begins.
+pub(crate) enum Start {
+    /// It tries once, and makes its system calls itself.
+    Try,
+    /// Its wait is over before it has begun.
+    Cancelled,
+    Wait(WaitContext),
+}
+
+/// Why a wait has ended without what was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WaitEnd {
+    TimedOut,
+    Cancelled,
+}
+
+impl WaitContext {
+    pub(crate) fn start(wait: Wait) -> Start {
+        if wait.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
+            return Start::Cancelled;
+        }
+        let deadline = match wait.limit {
+            // Before the clock is read: that can be a system call, of which a try must make none.
+            Limit::No => return Start::Try,
+            Limit::Until(moment) => Some(moment),
+            Limit::Forever => None,
+        };
+        let started = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= started) {
+            return Start::Try;
+        }
+        let waker = Arc::<Waker>::default();
+        if let Some(cancel) = &wait.cancel {
+            cancel.register(&waker);
+        }
+        Start::Wait(Self { waker, started, deadline, cancel: wait.cancel })
+    }
+
+    /// For how long it has waited.
+    pub(crate) fn waited(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// The deadline, or `moment` if that comes first.
+    pub(crate) fn deadline_or(&self, moment: Instant) -> Instant {
+        self.deadline.map_or(moment, |deadline| deadline.min(moment))
+    }
+
+    /// Leaves a lock to other processes until `until`, but for no more than a quarter of the time
+    /// that is left.
+    pub(crate) fn yield_to_others(&self, until: Instant) {
+        let now = Instant::now();
+        let quarter = |end: Instant| now + end.saturating_duration_since(now) / 4;
+        self.waker.pause(self.deadline.map_or(until, |end| quarter(end).min(until)));
+    }
+
+    /// Whether the wait has to end.
+    pub(crate) fn end(&self) -> Option<WaitEnd> {
+        if self.waker.is_cancelled() {
+            return Some(WaitEnd::Cancelled);
+        }
+        let is_over = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        is_over.then_some(WaitEnd::TimedOut)
+    }
+}
+
+impl Drop for WaitContext {
+    fn drop(&mut self) {
+        if let Some(cancel) = &self.cancel {
+            cancel.unregister(&self.waker);
+        }
+    }
+}
