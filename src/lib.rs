@@ -211,9 +211,11 @@ mod wait;
 pub use api::{Builder, Lease, Leases, LockSpace};
 pub use core::{HeldResource, Released};
 pub use engine::{HeldBy, Holder, Kind, Process, holders_of};
-pub use error::{AcquireError, Busy, LockFileError, OpenError, ReleaseError, VerifyError};
+pub use error::{
+    AcquireError, Busy, DeadlockCause, LockFileError, OpenError, ReleaseError, VerifyError,
+};
 pub use types::{
-    ByteRange, InvalidRequest, IoError, Mode, Naming, Origin, OwnerId, Request, Target,
+    ByteRange, InvalidRequest, IoError, Mode, Naming, Origin, Outside, OwnerId, Request, Target,
 };
 pub use wait::{Cancel, CancelOnDrop, Wait};
 

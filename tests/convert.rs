@@ -89,7 +89,7 @@ fn busy(result: Result<(), AcquireError>) -> Busy {
 
 #[track_caller]
 fn is_deadlock(result: Result<(), AcquireError>) {
-    let Err(AcquireError::Deadlock { name }) = &result else { panic!("{result:?}") };
+    let Err(AcquireError::Deadlock { name, .. }) = &result else { panic!("{result:?}") };
     assert_eq!(name, NAME);
 }
 

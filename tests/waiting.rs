@@ -850,7 +850,7 @@ fn an_owner_that_would_wait_for_itself_is_told_so_at_once() {
     let deadlock = |room: &Room, mode| {
         for (_, wait) in long_waits() {
             let refused = room.start(A, mode, wait).join();
-            let Err(AcquireError::Deadlock { name }) = &refused else { panic!("{refused:?}") };
+            let Err(AcquireError::Deadlock { name, .. }) = &refused else { panic!("{refused:?}") };
             assert_eq!(name, NAME);
         }
         // A try does not wait, so it is only busy.
@@ -906,7 +906,7 @@ fn several_at_once_that_wait_for_their_own_owner_are_told_so_at_once() {
             space.acquire_all(A, requests, Wait::FOREVER).map(drop)
         });
         let refused = all.join();
-        let Err(AcquireError::Deadlock { name }) = &refused else { panic!("{refused:?}") };
+        let Err(AcquireError::Deadlock { name, .. }) = &refused else { panic!("{refused:?}") };
         assert_eq!(name, NAME);
         assert_eq!(room.owners(), [A]);
         drop(lease);
@@ -926,7 +926,7 @@ fn several_at_once_that_wait_for_their_own_owner_are_told_so_whatever_else_is_he
     });
     let refused = all.join();
     assert!(
-        matches!(&refused, Err(AcquireError::Deadlock { name }) if name == "own"),
+        matches!(&refused, Err(AcquireError::Deadlock { name, .. }) if name == "own"),
         "{refused:?}"
     );
     drop((own, other));

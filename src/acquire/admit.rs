@@ -7,9 +7,9 @@ use parking_lot::MutexGuard;
 use super::{Patience, RegisteredWait, ResolvedRequest, failure};
 use crate::core::{Core, TransitionGuard};
 use crate::engine::{Key, LockFile, Name};
-use crate::error::{AcquireError, Busy};
+use crate::error::{AcquireError, Blockers, Busy};
 use crate::table::{
-    Admission, Claim, Grant, HandedOver, Slot, Table, UNRESPONSIVE_AFTER, WakeList, WouldDeadlock,
+    Admission, Claim, Grant, HandedOver, Slot, Table, UNRESPONSIVE_AFTER, WakeList,
 };
 use crate::types::{InvalidRequest, Mode};
 use crate::wait::WaitEnd;
@@ -59,7 +59,8 @@ impl Core {
                     Patience::Wait(wait) => {
                         let queued = table.enqueue(slot, wait.ticket, *claim);
                         drop(table);
-                        queued.map_err(|WouldDeadlock| resolved.deadlock(claim.owner))?;
+                        queued
+                            .map_err(|why| failure::deadlock(&resolved.text, claim.owner, why))?;
                         return self.wait_in_queue(slot, wait, resolved, claim.mode);
                     }
                     _ => {
@@ -98,14 +99,17 @@ impl Core {
     ) -> Result<(), AcquireError> {
         let name = Arc::clone(table.resource(slot).name());
         let busy = |busy: Busy| {
-            let waited = patience.context().map(|context| context.waited());
-            Err(AcquireError::Busy(busy.after(waited.unwrap_or_default())))
+            Err(AcquireError::Busy(match patience.context() {
+                Some(context) => busy.after(context.waited()),
+                None => busy,
+            }))
         };
         let answer = match admission {
             Admission::Refused(held, owners) => {
-                return busy(Busy::inside(name, claim.mode, held, owners));
+                let waits = table.resource(slot).exclusive_waits();
+                return busy(inside(name, claim.mode, (held, owners), waits));
             }
-            Admission::RefusedOutside => return busy(Busy::outside(name, claim.mode)),
+            Admission::RefusedOutside => return busy(Busy::outside_by(name, claim.mode, None)),
             Admission::Unresponsive(since) => {
                 let waited = since.elapsed();
                 if waited >= UNRESPONSIVE_AFTER {
@@ -191,8 +195,10 @@ impl Core {
                 failure::unresponsive(name.text(), name.path(), waited)
             }
             _ if resource.is_contended() && table.is_frozen() => failure::frozen(name.text()),
-            _ if resource.is_contended() => busy(Busy::outside(Arc::clone(&name), asked)),
-            (_, Some((held, owners))) => busy(Busy::inside(Arc::clone(&name), asked, held, owners)),
+            _ if resource.is_contended() => busy(Busy::outside_by(Arc::clone(&name), asked, None)),
+            (_, Some((held, owners))) => {
+                busy(inside(Arc::clone(&name), asked, (held, owners), resource.exclusive_waits()))
+            }
         };
         let mut wakes = WakeList::default();
         table.dequeue(slot, wait.ticket, &mut wakes);
@@ -205,5 +211,20 @@ impl Core {
 impl ResolvedRequest<'_> {
     fn invalid(&self, why: InvalidRequest) -> AcquireError {
         AcquireError::Invalid { name: self.text.clone().into_owned(), why }
+    }
+}
+
+/// Held in this space; and perhaps in a mode that the request could join, were it not for an
+/// exclusive one that waits.
+fn inside(
+    name: Arc<Name>,
+    asked: Mode,
+    (held, owners): (Mode, Blockers),
+    exclusive_waits: bool,
+) -> Busy {
+    let busy = Busy::inside(name, asked, held, owners);
+    match held.compatible(asked) && exclusive_waits {
+        true => busy.behind_waiter(),
+        false => busy,
     }
 }

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
-use std::ffi::OsStr;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,8 +144,9 @@ impl<'a> Batch<'a> {
             let key = Key::from(&*request.text);
             match table.find(key) {
                 Some(slot) => {
-                    if table.would_wait_for_itself(slot, &request.claim(self.owner)) {
-                        return Err(request.deadlock(self.owner));
+                    let claim = request.claim(self.owner);
+                    if let Some(why) = table.would_wait_for_itself(slot, &claim) {
+                        return Err(failure::deadlock(&request.text, self.owner, why));
                     }
                 }
                 None => {
@@ -239,11 +239,5 @@ impl<'a> Batch<'a> {
         for (queue, hold) in may_hang {
             hold.release_on_worker(&queue, context);
         }
-    }
-}
-
-impl ResolvedRequest<'_> {
-    pub(super) fn deadlock(&self, _owner: OwnerId) -> AcquireError {
-        AcquireError::Deadlock { name: OsStr::to_owned(&self.text) }
     }
 }

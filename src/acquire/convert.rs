@@ -8,7 +8,7 @@ use super::contender::{Contender, Event, OnContention, Rest};
 use super::{RegisteredWait, failure};
 use crate::core::{Core, OwnedHold};
 use crate::error::{AcquireError, Busy};
-use crate::table::{Conversion, WakeList, WouldDeadlock};
+use crate::table::{Conversion, WakeList};
 use crate::types::{FileId, InvalidRequest, IoError, Mode};
 use crate::wait::{
     CallOptions, OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd, WithoutWorker,
@@ -69,9 +69,9 @@ impl Core {
         wait: &RegisteredWait<'_>,
     ) -> Result<(), AcquireError> {
         let (slot, owner) = (hold.slot(), hold.owner());
-        self.lock().enqueue_upgrade(slot, wait.ticket, owner).map_err(|WouldDeadlock| {
-            AcquireError::Deadlock { name: hold.name().text().to_owned() }
-        })?;
+        self.lock()
+            .enqueue_upgrade(slot, wait.ticket, owner)
+            .map_err(|why| failure::deadlock(hold.name().text(), owner, why))?;
         let context = &wait.context;
         let mut contender = Contender::new(context.deadline(), OnContention::Wait);
         let action = contender.begin_upgrade();

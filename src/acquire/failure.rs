@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::engine::LockError;
-use crate::error::AcquireError;
+use crate::error::{AcquireError, DeadlockCause};
+use crate::types::OwnerId;
 use crate::wait::{WaitContext, WaitEnd};
 
 pub(super) fn cancelled_at_once(text: &OsStr) -> AcquireError {
@@ -18,6 +19,10 @@ pub(super) fn cancelled(text: &OsStr, context: &WaitContext) -> AcquireError {
 
 pub(super) fn frozen(text: &OsStr) -> AcquireError {
     AcquireError::Frozen { name: text.to_owned() }
+}
+
+pub(super) fn deadlock(text: &OsStr, owner: OwnerId, why: DeadlockCause) -> AcquireError {
+    AcquireError::Deadlock { name: text.to_owned(), owner, alias: None, why }
 }
 
 /// The file system has not answered before the wait ended.

@@ -165,7 +165,7 @@ impl Core {
     pub(crate) fn refused_by_kernel(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
         // In a directory, one file has one name.
         if name.directory().is_some() {
-            return Busy::outside(name, asked).on(id);
+            return Busy::outside_by(name, asked, None).on(id);
         }
         let table = self.lock();
         // A shared hold of its own is not what a conversion meets.
@@ -173,7 +173,7 @@ impl Core {
         let mut holds = others.filter_map(|resource| resource.hold());
         let busy = match holds.find(|hold| hold.file().is_some_and(|file| file.id() == id)) {
             Some(hold) => Busy::inside(name, asked, hold.mode(), hold.owners().blockers(None)),
-            None => Busy::outside(name, asked),
+            None => Busy::outside_by(name, asked, None),
         };
         busy.on(id)
     }

@@ -7,6 +7,7 @@
 
 mod acquire;
 mod busy;
+mod deadlock;
 mod lock_file;
 mod open;
 mod release;
@@ -17,6 +18,7 @@ use std::fmt;
 pub use acquire::AcquireError;
 pub(crate) use busy::Blockers;
 pub use busy::Busy;
+pub use deadlock::DeadlockCause;
 pub use lock_file::LockFileError;
 pub use open::OpenError;
 pub use release::ReleaseError;

@@ -1,11 +1,16 @@
 //! Why a hold was not released as asked.
 
 use std::ffi::OsString;
+use std::io;
 
 use super::ForkedMessage;
 use crate::types::{IoError, OwnerId};
 
 /// Why a release, or [`LockSpace::retake`](crate::LockSpace::retake), did not go as asked.
+///
+/// The error holds nothing. As an [`io::Error`], [`NotHeld`](Self::NotHeld) is `NotFound`,
+/// [`Leftover`](Self::Leftover) is of the kind of the system call's error, and
+/// [`Forked`](Self::Forked) is `Other`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReleaseError {
@@ -32,4 +37,20 @@ pub enum ReleaseError {
         /// The pid of the process that made the space.
         creator: u32,
     },
+}
+
+impl ReleaseError {
+    fn io_kind(&self) -> io::ErrorKind {
+        match self {
+            Self::NotHeld { .. } => io::ErrorKind::NotFound,
+            Self::Leftover { source, .. } => source.source.kind(),
+            Self::Forked { .. } => io::ErrorKind::Other,
+        }
+    }
+}
+
+impl From<ReleaseError> for io::Error {
+    fn from(error: ReleaseError) -> Self {
+        Self::new(error.io_kind(), error)
+    }
 }

@@ -1,12 +1,16 @@
 //! Why a hold cannot be vouched for.
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 
 use super::ForkedMessage;
 use crate::types::{DisplayPath, IoError};
 
 /// Why [`Lease::verify`](crate::Lease::verify) does not vouch for the hold.
+///
+/// The lease lives on, whatever this says; the error holds nothing. As an [`io::Error`],
+/// [`Io`](Self::Io) is of the kind of the system call's error, and all others are `Other`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
@@ -36,4 +40,21 @@ pub enum VerifyError {
     /// A system call failed.
     #[error(transparent)]
     Io(IoError),
+}
+
+impl VerifyError {
+    fn io_kind(&self) -> io::ErrorKind {
+        match self {
+            Self::Io(error) => error.source.kind(),
+            Self::Replaced { .. } | Self::Unlocked { .. } | Self::Forked { .. } => {
+                io::ErrorKind::Other
+            }
+        }
+    }
+}
+
+impl From<VerifyError> for io::Error {
+    fn from(error: VerifyError) -> Self {
+        Self::new(error.io_kind(), error)
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) use resource::{Resource, UNRESPONSIVE_AFTER};
 pub(crate) use slots::Slot;
 
 use crate::engine::{Key, Name};
-use crate::error::Blockers;
+use crate::error::{Blockers, DeadlockCause};
 use crate::sync::Waker;
 use crate::types::{ByteRange, FileId, InvalidRequest, Mode, OwnerId};
 use freeze::Freeze;
@@ -120,10 +120,6 @@ impl<F> KeptReleased<F> {
 #[derive(Debug)]
 pub(crate) struct NoSuchHold;
 
-/// A wait that could never end.
-#[derive(Debug)]
-pub(crate) struct WouldDeadlock;
-
 /// The resources of a space, what each owner keeps, and the calls that wait.
 #[derive(Debug)]
 pub(crate) struct Table<F> {
@@ -166,8 +162,8 @@ impl<F: LockedFile> Table<F> {
         self.frozen.is_some()
     }
 
-    /// Whether a claim would wait for a hold, or an earlier wait, of its own owner.
-    pub(crate) fn would_wait_for_itself(&self, slot: Slot, claim: &Claim) -> bool {
+    /// The hold, or the earlier wait, of its own owner that a claim would wait for.
+    pub(crate) fn would_wait_for_itself(&self, slot: Slot, claim: &Claim) -> Option<DeadlockCause> {
         self.slots.at(slot).would_wait_for_itself(claim)
     }
 
@@ -324,10 +320,10 @@ impl<F: LockedFile> Table<F> {
         slot: Slot,
         ticket: Ticket,
         claim: Claim,
-    ) -> Result<(), WouldDeadlock> {
+    ) -> Result<(), DeadlockCause> {
         let resource = self.slots.at_mut(slot);
-        if resource.would_wait_for_itself(&claim) {
-            return Err(WouldDeadlock);
+        if let Some(why) = resource.would_wait_for_itself(&claim) {
+            return Err(why);
         }
         resource.enqueue(ticket, claim);
         Ok(())
@@ -342,7 +338,7 @@ impl<F: LockedFile> Table<F> {
         slot: Slot,
         ticket: Ticket,
         owner: OwnerId,
-    ) -> Result<(), WouldDeadlock> {
+    ) -> Result<(), DeadlockCause> {
         self.slots.at_mut(slot).enqueue_upgrade(ticket, owner)
     }
 

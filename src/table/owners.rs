@@ -165,10 +165,10 @@ impl Owners {
     /// in its own way if it has another one.
     pub(crate) fn blockers(&self, asking: Option<OwnerId>) -> Blockers {
         match (&self.0[..], asking) {
-            ([one], None) => Blockers::One([one.owner]),
+            ([one], None) => one.owner.into(),
             (all, _) => {
                 let blocks = |holds: &&OwnerHolds| asking != Some(holds.owner) || holds.total() > 1;
-                Blockers::Many(all.iter().filter(blocks).map(|holds| holds.owner).collect())
+                all.iter().filter(blocks).map(|holds| holds.owner).collect::<Vec<_>>().into()
             }
         }
     }

@@ -135,19 +135,20 @@ impl Queue {
         self.waiting.is_empty() && self.turn.is_none()
     }
 
-    /// The waiter at the head, if it waits to become exclusive.
-    pub(super) fn upgrader(&self) -> Option<Ticket> {
-        self.waiting.front().filter(|first| first.upgrades).map(|first| first.ticket)
+    /// The owner of the wait at the head, if that is to become exclusive.
+    pub(super) fn upgrader(&self) -> Option<OwnerId> {
+        self.waiting.front().filter(|first| first.upgrades).map(|first| first.claim.owner)
     }
 
     pub(super) fn exclusive_waits(&self) -> bool {
         self.waiting.iter().any(|queued| queued.claim.mode == Mode::Exclusive)
     }
 
-    /// Whether a waiter of this owner excludes the claim.
-    pub(super) fn excludes_own(&self, claim: &Claim) -> bool {
-        self.waiting.iter().any(|queued| {
+    /// The mode of a wait of the same owner that excludes the claim.
+    pub(super) fn asked_by_own(&self, claim: &Claim) -> Option<Mode> {
+        let excludes = |queued: &&Queued| {
             queued.claim.owner == claim.owner && !queued.claim.mode.compatible(claim.mode)
-        })
+        };
+        self.waiting.iter().find(excludes).map(|queued| queued.claim.mode)
     }
 }

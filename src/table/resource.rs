@@ -7,9 +7,9 @@ use super::fairness::MAX_TURN;
 use super::hold::Hold;
 use super::owners::HoldKind;
 use super::queue::{Grant, HandedOver, Queue, Queued, Ticket, Waits, WakeList};
-use super::{Admission, Claim, Conversion, LockedFile, WouldDeadlock};
+use super::{Admission, Claim, Conversion, LockedFile};
 use crate::engine::Name;
-use crate::error::Blockers;
+use crate::error::{Blockers, DeadlockCause};
 use crate::types::{ByteRange, Mode, Origin, OwnerId};
 
 /// A file system that has not answered for so long after its caller has left is called
@@ -89,7 +89,7 @@ impl<F> Resource<F> {
     pub(crate) fn blockers(&self) -> Option<(Mode, Blockers)> {
         match &self.state {
             State::Acquiring(acquiring) | State::Contended(acquiring) => {
-                Some((acquiring.mode, Blockers::One([acquiring.owner])))
+                Some((acquiring.mode, acquiring.owner.into()))
             }
             State::Held(hold) | State::Converting(hold) => {
                 Some((hold.mode(), hold.owners.blockers(None)))
@@ -172,25 +172,32 @@ impl<F: LockedFile> Resource<F> {
         }
     }
 
-    fn exclusive_waits(&self) -> bool {
+    /// Whether an exclusive request waits, which a shared one does not pass.
+    pub(crate) fn exclusive_waits(&self) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.exclusive_waits())
     }
 
-    /// Whether the claim would wait for a hold, or for an earlier wait, of its own owner.
-    pub(super) fn would_wait_for_itself(&self, claim: &Claim) -> bool {
-        let excluded_by_own = match &self.state {
+    /// The hold, or the earlier wait, of its own owner that the claim would wait for.
+    pub(super) fn would_wait_for_itself(&self, claim: &Claim) -> Option<DeadlockCause> {
+        let excludes = |mode: Mode| !mode.compatible(claim.mode);
+        match &self.state {
             // What nobody waits for any more will be given back.
             State::Acquiring(Acquiring { unresponsive_since: Some(_), .. }) | State::Changing => {
-                false
+                return None;
             }
             State::Acquiring(acquiring) | State::Contended(acquiring) => {
-                acquiring.owner == claim.owner && !acquiring.mode.compatible(claim.mode)
+                if acquiring.owner == claim.owner && excludes(acquiring.mode) {
+                    return Some(DeadlockCause::OwnWait { asked: acquiring.mode });
+                }
             }
             State::Held(hold) | State::Converting(hold) => {
-                hold.owners.has(claim.owner) && !hold.mode().compatible(claim.mode)
+                if hold.owners.has(claim.owner) && excludes(hold.mode()) {
+                    return Some(DeadlockCause::OwnHold { held: hold.mode() });
+                }
             }
-        };
-        excluded_by_own || self.queue.as_ref().is_some_and(|queue| queue.excludes_own(claim))
+        }
+        let asked = self.queue.as_ref()?.asked_by_own(claim)?;
+        Some(DeadlockCause::OwnWait { asked })
     }
 
     /// Puts a wait at the end of the queue.
@@ -208,18 +215,18 @@ impl<F: LockedFile> Resource<F> {
         &mut self,
         ticket: Ticket,
         owner: OwnerId,
-    ) -> Result<(), WouldDeadlock> {
+    ) -> Result<(), DeadlockCause> {
         let owns_one = |hold: &Hold<F>| {
             let count = |kind| hold.owners.count(owner, kind);
             count(HoldKind::Leased) + count(HoldKind::Kept) == 1
         };
         let range = self.hold().map_or(ByteRange::FIRST, Hold::range);
         if !self.hold().is_some_and(owns_one) {
-            return Err(WouldDeadlock);
+            return Err(DeadlockCause::OtherOwnHold);
         }
         let queue = self.queue.get_or_insert_default();
-        if queue.upgrader().is_some() {
-            return Err(WouldDeadlock);
+        if let Some(other) = queue.upgrader() {
+            return Err(DeadlockCause::Upgrade { other });
         }
         let claim = Claim { owner, mode: Mode::Exclusive, range, file: None, opened: false };
         queue.waiting.push_front(Queued { claim, ticket, upgrades: true });
