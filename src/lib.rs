@@ -189,6 +189,8 @@
 //! - `tracing` warns of each lock file that a drop could not remove, which nobody else can be told
 //!   of.
 #![warn(missing_docs)]
+// docs.rs shows which feature an item needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(not(target_os = "linux"))]
 compile_error!(
