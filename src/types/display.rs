@@ -29,6 +29,18 @@ impl fmt::Display for FileSubject<'_> {
     }
 }
 
+/// What follows the name of a system call, which is about a file or about none.
+pub(super) struct AfterCall<'a>(pub(super) &'a Path);
+
+impl fmt::Display for AfterCall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            path if path.as_os_str().is_empty() => Ok(()),
+            path => write!(f, " {}", DisplayPath(path)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +52,7 @@ mod tests {
         assert_eq!(DisplayPath(Path::new("/a\nb is free")).to_string(), r#""/a\nb is free""#);
         let failed = IoError::new("openat", "/img/a", rustix::io::Errno::MFILE);
         assert_eq!(failed.to_string(), "openat /img/a: Too many open files (os error 24)");
+        let failed = IoError::new("mmap", "", rustix::io::Errno::NOMEM);
+        assert_eq!(failed.to_string(), "mmap: Cannot allocate memory (os error 12)");
     }
 }

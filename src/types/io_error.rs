@@ -3,11 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::DisplayPath;
+use super::display::AfterCall;
 
 /// A system call that failed, and the file it was about.
 #[derive(Debug, thiserror::Error)]
-#[error("{call} {}: {source}", DisplayPath(.path))]
+#[error("{call}{}: {source}", AfterCall(.path))]
 #[non_exhaustive]
 pub struct IoError {
     /// The system call.
