@@ -41,7 +41,8 @@ use crate::types::{DisplayPath, InvalidRequest, IoError, OwnerId};
 /// let refused = lock(&space, 2).unwrap_err();
 /// assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
 /// assert!(refused.downcast::<AcquireError>().unwrap().is_busy());
-/// # io::Result::Ok(drop(lease))
+/// # drop(lease);
+/// # Ok::<(), io::Error>(())
 /// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
