@@ -9,7 +9,7 @@ use crate::core::{Core, TransitionGuard};
 use crate::engine::{Key, LockFile, Name};
 use crate::error::{AcquireError, Blockers, Busy};
 use crate::table::{
-    Admission, Claim, Grant, HandedOver, Slot, Table, UNRESPONSIVE_AFTER, WakeList,
+    Admission, Claim, Grant, HandedOver, Resource, Slot, Table, UNRESPONSIVE_AFTER, WakeList,
 };
 use crate::types::{InvalidRequest, Mode};
 use crate::wait::WaitEnd;
@@ -106,8 +106,7 @@ impl Core {
         };
         let answer = match admission {
             Admission::Refused(held, owners) => {
-                let waits = table.resource(slot).exclusive_waits();
-                return busy(inside(name, claim.mode, (held, owners), waits));
+                return busy(inside(table.resource(slot), claim.mode, held, owners));
             }
             Admission::RefusedOutside => return busy(Busy::outside_by(name, claim.mode, None)),
             Admission::Unresponsive(since) => {
@@ -196,9 +195,7 @@ impl Core {
             }
             _ if resource.is_contended() && table.is_frozen() => failure::frozen(name.text()),
             _ if resource.is_contended() => busy(Busy::outside_by(Arc::clone(&name), asked, None)),
-            (_, Some((held, owners))) => {
-                busy(inside(Arc::clone(&name), asked, (held, owners), resource.exclusive_waits()))
-            }
+            (_, Some((held, owners))) => busy(inside(resource, asked, held, owners)),
         };
         let mut wakes = WakeList::default();
         table.dequeue(slot, wait.ticket, &mut wakes);
@@ -214,16 +211,11 @@ impl ResolvedRequest<'_> {
     }
 }
 
-/// Held in this space; and perhaps in a mode that the request could join, were it not for an
-/// exclusive one that waits.
-fn inside(
-    name: Arc<Name>,
-    asked: Mode,
-    (held, owners): (Mode, Blockers),
-    exclusive_waits: bool,
-) -> Busy {
-    let busy = Busy::inside(name, asked, held, owners);
-    match held.compatible(asked) && exclusive_waits {
+/// The resource is held in this space; and perhaps in a mode that the request could join, were it
+/// not for an exclusive one that waits.
+fn inside(resource: &Resource<LockFile>, asked: Mode, held: Mode, owners: Blockers) -> Busy {
+    let busy = Busy::inside(Arc::clone(resource.name()), asked, held, owners);
+    match held.compatible(asked) && resource.exclusive_waits() {
         true => busy.behind_waiter(),
         false => busy,
     }

@@ -22,19 +22,22 @@ mod convert;
 mod failure;
 mod resolve;
 
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use parking_lot::MutexGuard;
+
 use crate::core::{Core, Hold, OwnedHold, TransitionGuard};
-use crate::engine::{self, Key, LockError, LockFile, Name};
-use crate::error::AcquireError;
-use crate::table::{Claim, Owners, Ticket, TurnKey};
-use crate::types::{FileId, LockSpec, Origin, OwnerId, Request};
+use crate::engine::{self, Key, LockError, LockFile, Name, OpenNaming};
+use crate::error::{AcquireError, Busy};
+use crate::table::{Admission, Claim, Owners, Slot, Table, Ticket, TurnKey};
+use crate::types::{FileId, LockSpec, Origin, OwnerId, Request, Settings, TargetKind};
 use crate::wait::{Start, Wait, WaitContext};
 use admit::Entry;
 use contend::ContendingAcquire;
 use contender::OnContention;
 pub(crate) use resolve::ResolvedRequest;
-use std::os::fd::OwnedFd;
 
 /// A call that waits, and is found by its owner as long as this lives.
 struct RegisteredWait<'a> {
@@ -87,12 +90,83 @@ impl Core {
         wait: Wait,
     ) -> Result<OwnedHold, AcquireError> {
         self.check()?;
+        if wait.is_no()
+            && let TargetKind::Name(name) = &request.target.0
+            && !self.needs_look(&request.settings)
+        {
+            return self.try_name(owner, name, request);
+        }
         match WaitContext::start(wait) {
             Start::Try => self.acquire_one(owner, request, Patience::Try),
             Start::Cancelled => Err(failure::cancelled_at_once(request.target.text())),
             Start::Wait(context) => {
                 let wait = RegisteredWait::new(self, owner, context);
                 self.acquire_one(owner, request, Patience::Wait(&wait))
+            }
+        }
+    }
+
+    /// Whether a request for a name must look at its file before it asks the table.
+    fn needs_look(&self, settings: &Settings) -> bool {
+        matches!(self.naming, OpenNaming::Direct)
+            && (settings.auto_create || settings.refuse_hard_links)
+    }
+
+    /// A try of a name that is taken as it is, as nearly all are: where it is simply held, nothing
+    /// is made ready for more than the refusal.
+    fn try_name(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        name: &OsStr,
+        request: &Request<'_>,
+    ) -> Result<OwnedHold, AcquireError> {
+        let (key, mode) = (Key::from(name), request.settings.mode);
+        let table = self.lock();
+        let slot = table.find(key);
+        if let Some(slot) = slot
+            && let Some((held, owners)) = table.resource(slot).refuses(mode)
+            && !table.is_frozen()
+        {
+            let name = Arc::clone(table.resource(slot).name());
+            drop(table);
+            return Err(AcquireError::Busy(Busy::inside(name, mode, held, owners)));
+        }
+        self.try_further(table, (key, slot), owner, request)
+    }
+
+    /// It is absent, or can be joined; or anything else is in the way, and the try begins anew.
+    #[inline(never)]
+    fn try_further(
+        self: &Arc<Self>,
+        mut table: MutexGuard<'_, Table<LockFile>>,
+        (key, slot): (Key<'_>, Option<Slot>),
+        owner: OwnerId,
+        request: &Request<'_>,
+    ) -> Result<OwnedHold, AcquireError> {
+        if table.is_frozen() {
+            drop(table);
+            return self.acquire_one(owner, request, Patience::Try);
+        }
+        let spec = self.spec(&request.settings);
+        let (mode, range) = (spec.mode, spec.range);
+        let claim = Claim { owner, mode, range, file: None, opened: false };
+        match slot.map(|slot| (slot, table.admit(slot, &claim))) {
+            None => {
+                let invalid = |why| AcquireError::Invalid { name: key.text().to_owned(), why };
+                let name = self.naming.name(key).map_err(invalid)?;
+                let slot = table.begin_acquire(key.hash(), Arc::clone(&name), &claim);
+                drop(table);
+                let transition = TransitionGuard::new(self, slot, name);
+                self.lock_now(transition, Ok(LockCall { spec, opened: None }), &claim)
+            }
+            Some((slot, Admission::Joined)) => {
+                let name = Arc::clone(table.resource(slot).name());
+                drop(table);
+                Ok(OwnedHold::new(self, (slot, name), owner, mode))
+            }
+            Some(_) => {
+                drop(table);
+                self.acquire_one(owner, request, Patience::Try)
             }
         }
     }
@@ -123,7 +197,9 @@ impl Core {
                 Entry::Acquire(transition, handed_over) => (transition, handed_over),
             };
             let (wait, on_contention) = match patience {
-                Patience::Try => return self.lock_now(transition, resolved, &claim),
+                Patience::Try => {
+                    return self.lock_now(transition, LockCall::new(resolved), &claim);
+                }
                 Patience::TryWithin(wait) => (wait, OnContention::GiveUp),
                 Patience::Wait(wait) => (wait, OnContention::Wait),
             };
@@ -137,10 +213,9 @@ impl Core {
     fn lock_now(
         self: &Arc<Self>,
         transition: TransitionGuard<'_>,
-        resolved: &ResolvedRequest<'_>,
+        call: Result<LockCall, LockError>,
         claim: &Claim,
     ) -> Result<OwnedHold, AcquireError> {
-        let call = LockCall::new(resolved);
         match call.and_then(|call| call.run(self, transition.name())) {
             Ok(locked) => {
                 let turn = self.process.fairness.resume_turn(|| turn_key(transition.name()));

@@ -185,7 +185,7 @@ impl Core {
     }
 
     /// The settings of a request, with the space's where it has none.
-    fn spec(&self, settings: &Settings) -> LockSpec {
+    pub(super) fn spec(&self, settings: &Settings) -> LockSpec {
         LockSpec {
             mode: settings.mode,
             range: settings.range.unwrap_or(self.range),

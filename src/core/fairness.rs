@@ -34,6 +34,7 @@ impl Fairness {
     }
 
     /// A try has got a lock: since when the turn counts that goes on by it, if one does.
+    #[inline]
     pub(crate) fn resume_turn(&self, key: impl FnOnce() -> TurnKey) -> Option<Instant> {
         self.has_turns().then(|| self.with_turns(|turns, now| turns.resume(key(), now)))?
     }

@@ -107,6 +107,7 @@ impl Core {
     }
 
     /// Changes the table, and wakes whom that concerns.
+    #[inline]
     pub(crate) fn update<T>(
         &self,
         update: impl FnOnce(&mut Table<LockFile>, &mut WakeList) -> T,
@@ -118,8 +119,9 @@ impl Core {
     }
 
     /// Wakes those on the list. The table is not locked.
+    #[inline]
     pub(crate) fn wake(&self, wakes: WakeList) {
-        if wakes.wake() {
+        if !wakes.is_empty() && wakes.wake() {
             *self.transitions_ended.lock() += 1;
             self.transitions_ended.notify_all();
         }

@@ -4,7 +4,8 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Core, Hold, OwnedHold, TransitionGuard};
+use super::transition::EndOnDrop;
+use super::{Core, Hold, OwnedHold};
 use crate::engine::{Key, Name};
 use crate::error::ReleaseError;
 use crate::table::{HoldKind, NoSuchHold, Slot};
@@ -120,6 +121,7 @@ impl Core {
 
     /// Ends one hold in the table, or defers that while the space is frozen. The caller
     /// [finishes](Self::finish_release) the release of what is returned.
+    #[inline]
     pub(super) fn leave(
         &self,
         slot: Slot,
@@ -130,13 +132,14 @@ impl Core {
     }
 
     /// Makes the system calls of a release, after the last owner has left.
+    #[inline]
     pub(super) fn finish_release(
         &self,
         slot: Slot,
         name: &Arc<Name>,
         hold: Hold,
     ) -> Result<(), ReleaseError> {
-        let transition = TransitionGuard::new(self, slot, Arc::clone(name));
+        let transition = EndOnDrop::new(self, slot);
         let unlink = mode_to_unlink(hold.origin(), hold.mode());
         let released = hold.into_file().map_or(Ok(()), |file| file.release(name, unlink));
         drop(transition);

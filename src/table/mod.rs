@@ -124,8 +124,9 @@ pub(crate) struct NoSuchHold;
 #[derive(Debug)]
 pub(crate) struct Table<F> {
     slots: Slots<F>,
-    /// What each owner keeps, so that all of it is found without a look at anybody else's.
-    kept: HashMap<OwnerId, HashSet<Slot>>,
+    /// What each owner keeps, by the numbers of the slots, so that all of it is found without a look
+    /// at anybody else's.
+    kept: HashMap<OwnerId, HashSet<u32>>,
     waits: Waits<F>,
     frozen: Option<Box<Freeze>>,
 }
@@ -181,6 +182,7 @@ impl<F: LockedFile> Table<F> {
     }
 
     /// Absent to acquiring. The caller has the transition.
+    #[inline]
     pub(crate) fn begin_acquire(&mut self, hash: u64, name: Arc<Name>, claim: &Claim) -> Slot {
         let state = State::acquiring(claim.owner, claim.mode);
         self.slots.insert(|generation| Resource::new(name, hash, generation, state))
@@ -197,6 +199,7 @@ impl<F: LockedFile> Table<F> {
     }
 
     /// Acquiring to held. `turn` is since when this process has had it, if that counts.
+    #[inline]
     pub(crate) fn end_in_hold(
         &mut self,
         slot: Slot,
@@ -215,6 +218,7 @@ impl<F: LockedFile> Table<F> {
 
     /// Acquiring, contended or changing to acquiring for the next waiter, or to absent. Returns
     /// the turn that has ended by it: others than this process can have the resource now.
+    #[inline]
     pub(crate) fn end_in_nothing(
         &mut self,
         slot: Slot,
@@ -254,6 +258,7 @@ impl<F: LockedFile> Table<F> {
         self.transition_ended(slot, wakes);
     }
 
+    #[inline]
     fn transition_ended(&mut self, slot: Slot, wakes: &mut WakeList) {
         wakes.transition_ended |= std::mem::take(&mut self.slots.at_mut(slot).watched);
     }
@@ -362,6 +367,7 @@ impl<F: LockedFile> Table<F> {
     /// Ends one hold of an owner, or defers that while the space is frozen. Returns the lock if
     /// it was the resource's last hold: the resource is changing until the caller has released it
     /// and calls [`end_in_nothing`](Self::end_in_nothing).
+    #[inline]
     pub(crate) fn release(
         &mut self,
         slot: Slot,
@@ -386,8 +392,8 @@ impl<F: LockedFile> Table<F> {
 
     /// What one owner keeps, or every owner.
     pub(crate) fn kept(&self, owner: Option<OwnerId>) -> Vec<(OwnerId, Slot)> {
-        let of = |owner: OwnerId, slots: &HashSet<Slot>| -> Vec<_> {
-            slots.iter().map(|slot| (owner, *slot)).collect()
+        let of = |owner: OwnerId, kept: &HashSet<u32>| -> Vec<_> {
+            kept.iter().map(|index| (owner, self.slots.slot(*index))).collect()
         };
         match owner {
             Some(owner) => self.kept.get(&owner).map_or_else(Vec::new, |slots| of(owner, slots)),
@@ -454,10 +460,10 @@ impl<F: LockedFile> Table<F> {
     fn kept_changed(&mut self, slot: Slot, owner: OwnerId, change: KeptChange) {
         match change {
             KeptChange::Unchanged => {}
-            KeptChange::Begins => drop(self.kept.entry(owner).or_default().insert(slot)),
+            KeptChange::Begins => drop(self.kept.entry(owner).or_default().insert(slot.index())),
             KeptChange::Ends => {
                 if let Some(slots) = self.kept.get_mut(&owner) {
-                    slots.remove(&slot);
+                    slots.remove(&slot.index());
                     if slots.is_empty() {
                         self.kept.remove(&owner);
                     }

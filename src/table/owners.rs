@@ -75,11 +75,17 @@ impl Owners {
         owners
     }
 
+    #[inline]
     fn find(&self, owner: OwnerId) -> Result<usize, usize> {
-        self.0.binary_search_by_key(&owner, |holds| holds.owner)
+        match &self.0[..] {
+            // As nearly always.
+            [one] if one.owner == owner => Ok(0),
+            all => all.binary_search_by_key(&owner, |holds| holds.owner),
+        }
     }
 
     /// Adds a leased hold.
+    #[inline]
     pub(super) fn add(&mut self, owner: OwnerId) -> Result<(), TooManyHolds> {
         match self.find(owner) {
             Ok(at) => {
@@ -95,6 +101,7 @@ impl Owners {
     }
 
     /// Removes one hold.
+    #[inline]
     pub(super) fn remove(
         &mut self,
         owner: OwnerId,
@@ -157,6 +164,7 @@ impl Owners {
         matches!(&self.0[..], [holds] if holds.owner == owner && holds.total() == 1)
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

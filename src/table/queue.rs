@@ -50,10 +50,13 @@ impl WakeList {
     /// returns: the table does not know how those sleep.
     #[must_use]
     pub(crate) fn wake(self) -> bool {
-        if !self.wakers.is_empty() {
-            self.wakers.iter().for_each(|waker| waker.wake());
-        }
+        self.wakers.iter().for_each(|waker| waker.wake());
         self.transition_ended
+    }
+
+    /// Whether there is nobody to wake, as mostly.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wakers.is_empty() && !self.transition_ended
     }
 }
 

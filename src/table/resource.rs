@@ -141,12 +141,24 @@ impl<F> Resource<F> {
         self.queue.get_or_insert_default().turn.get_or_insert(turn);
     }
 
+    #[inline]
     pub(super) fn take_turn(&mut self) -> Option<Instant> {
         self.queue.as_mut()?.turn.take()
     }
 }
 
 impl<F: LockedFile> Resource<F> {
+    /// Who holds it, if it is simply held, in a mode that excludes this one.
+    #[inline]
+    pub(crate) fn refuses(&self, mode: Mode) -> Option<(Mode, Blockers)> {
+        match &self.state {
+            State::Held(hold) if !hold.mode().compatible(mode) => {
+                Some((hold.mode(), hold.owners.blockers(None)))
+            }
+            _ => None,
+        }
+    }
+
     /// Adds a hold of the claim's owner to those that there are, or says why not.
     pub(super) fn admit(&mut self, claim: &Claim) -> Admission {
         let compatible = match &self.state {
@@ -292,6 +304,7 @@ impl<F: LockedFile> Resource<F> {
     /// An owner has left. If it was the last one, hands the file over to the waiter at the head of
     /// the queue where that can be; else returns the hold, which the caller releases: the
     /// resource is changing until then.
+    #[inline]
     pub(super) fn owner_left(
         &mut self,
         now: impl FnOnce() -> Instant,

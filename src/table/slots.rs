@@ -20,10 +20,17 @@ pub(crate) struct Slot {
 #[derive(Debug)]
 pub(super) struct Slots<F> {
     resources: Slab<Resource<F>>,
-    by_name: HashTable<u32>,
+    by_name: HashTable<Slot>,
     /// Counts insertions, and so tells the resources apart that one place has had. It wraps: to be
     /// taken for another resource, a slot would have to be kept for 2^32 insertions.
     generation: u32,
+}
+
+impl Slot {
+    /// What tells it from all other slots that are in use.
+    pub(super) fn index(self) -> u32 {
+        self.index
+    }
 }
 
 impl<F> Default for Slots<F> {
@@ -33,21 +40,22 @@ impl<F> Default for Slots<F> {
 }
 
 impl<F> Slots<F> {
+    #[inline]
     pub(super) fn find(&self, key: Key<'_>) -> Option<Slot> {
-        let is_it = |index: &u32| self.resources[*index as usize].name().text() == key.text();
-        let index = *self.by_name.find(key.hash(), is_it)?;
-        Some(Slot { index, generation: self.resources[index as usize].generation() })
+        let is_it = |slot: &Slot| self.at(*slot).name().text() == key.text();
+        self.by_name.find(key.hash(), is_it).copied()
     }
 
     /// Makes room for `count` more.
     #[cfg(feature = "snapshot")]
     pub(super) fn reserve(&mut self, count: usize) {
         let resources = &self.resources;
-        self.by_name.reserve(count, |index| resources[*index as usize].hash());
+        self.by_name.reserve(count, |slot| resources[slot.index as usize].hash());
         self.resources.reserve(count);
     }
 
     /// Adds the resource that `make` returns for its generation; its name is not there yet.
+    #[inline]
     pub(super) fn insert(&mut self, make: impl FnOnce(u32) -> Resource<F>) -> Slot {
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
@@ -55,14 +63,15 @@ impl<F> Slots<F> {
         let hash = resource.hash();
         let index = self.resources.insert(resource);
         let index = u32::try_from(index).expect("memory is exhausted before the slots are");
-        let resources = &self.resources;
-        self.by_name.insert_unique(hash, index, |index| resources[*index as usize].hash());
-        Slot { index, generation }
+        let (resources, slot) = (&self.resources, Slot { index, generation });
+        self.by_name.insert_unique(hash, slot, |slot| resources[slot.index as usize].hash());
+        slot
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, slot: Slot) -> Resource<F> {
         let resource = self.resources.remove(slot.index as usize);
-        let found = self.by_name.find_entry(resource.hash(), |index| *index == slot.index);
+        let found = self.by_name.find_entry(resource.hash(), |other| *other == slot);
         if let Ok(entry) = found {
             entry.remove();
         }
@@ -84,6 +93,11 @@ impl<F> Slots<F> {
     pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Resource<F>> {
         let resource = self.resources.get_mut(slot.index as usize)?;
         (resource.generation() == slot.generation).then_some(resource)
+    }
+
+    /// The slot of this number, which is in use.
+    pub(super) fn slot(&self, index: u32) -> Slot {
+        Slot { index, generation: self.resources[index as usize].generation() }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Resource<F>> {

@@ -64,6 +64,11 @@ impl Wait {
         Self { limit: Limit::Until(moment), cancel: None }
     }
 
+    /// Whether it is [`NO`](Self::NO).
+    pub(crate) fn is_no(&self) -> bool {
+        matches!(self, Self { limit: Limit::No, cancel: None })
+    }
+
     /// The same, unless it is cancelled before.
     pub fn unless(self, cancel: &Cancel) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }
