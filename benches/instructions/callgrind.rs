@@ -1,8 +1,8 @@
 //! Runs this program under `valgrind --tool=callgrind`, and reads what was counted.
 //!
-//! The program under callgrind calls [`counted`] once for each thing to count. Callgrind sets its
+//! The program under callgrind calls [`in_profile`] once for each thing to count. Callgrind sets its
 //! counters to zero where [`count_from_here`] begins, and writes them to a file of their own where
-//! [`counted`] ends. (Two functions, as callgrind heeds only one option for each function.)
+//! [`in_profile`] ends. (Two functions, as callgrind heeds only one option for each function.)
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -14,7 +14,7 @@ use crate::CHILD;
 
 /// Counts what `times` calls of `once` do, in all threads.
 #[inline(never)]
-pub(crate) fn counted(times: u64, once: &mut dyn FnMut()) {
+pub(crate) fn in_profile(times: u64, once: &mut dyn FnMut()) {
     count_from_here(times, once);
     // The call above must not become a jump: callgrind would miss the end of this function.
     black_box(());
@@ -28,7 +28,7 @@ fn count_from_here(times: u64, once: &mut dyn FnMut()) {
     black_box(());
 }
 
-/// What happened in one call of [`counted`].
+/// What happened in one call of [`in_profile`].
 pub(crate) struct Profile {
     /// In user space.
     pub(crate) instructions: u64,
@@ -44,13 +44,13 @@ pub(crate) struct Function {
     pub(crate) name: String,
 }
 
-/// One for each call of [`counted`] by this program as the child `what`, in their order.
+/// One for each call of [`in_profile`] by this program as the child `what`, in their order.
 pub(crate) fn profiles(what: &str) -> Result<Vec<Profile>, Box<dyn Error>> {
     let directory = tempfile::tempdir()?;
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--quiet", "--collect-systime=yes"])
         .args(["--compress-strings=no", "--compress-pos=no"])
-        .args(["--zero-before=*count_from_here*", "--dump-after=*callgrind::counted*"])
+        .args(["--zero-before=*count_from_here*", "--dump-after=*in_profile*"])
         .arg(format!("--callgrind-out-file={}", directory.path().join("out").display()))
         .arg(std::env::current_exe()?)
         .args([CHILD, what])
@@ -118,12 +118,19 @@ fn line_number(line: &str) -> Option<usize> {
     line.split(' ').next()?.parse().ok().filter(|number| *number > 0)
 }
 
-/// A closure counts as the function that it is written in, and so does each level of a recursion,
-/// which callgrind marks by an apostrophe and a number.
+/// A closure counts as the function that it is written in, and so does what is made of a generic one
+/// for some type, and each level of a recursion, which callgrind marks by an apostrophe and a number.
 fn outermost(name: &str) -> &str {
-    let name = name.split_once("::{{closure}}").map_or(name, |(function, _)| function);
-    match name.rsplit_once('\'') {
+    let name = ["::{{closure}}", "::{closure#"]
+        .iter()
+        .find_map(|closure| name.split_once(closure))
+        .map_or(name, |(function, _)| function);
+    let name = match name.rsplit_once('\'') {
         Some((function, level)) if level.parse::<u32>().is_ok() => function,
+        _ => name,
+    };
+    match name.rsplit_once("::<") {
+        Some((function, types)) if types.ends_with('>') => function,
         _ => name,
     }
 }

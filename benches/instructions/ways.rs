@@ -13,7 +13,7 @@ use lockspace::{Lease, LockSpace, Naming, OwnerId, Request, Wait};
 use rustix::thread::{Pid, gettid};
 
 use crate::CHILD;
-use crate::callgrind::{Function, Profile, counted};
+use crate::callgrind::{Function, Profile, in_profile};
 use crate::table::{Figures, Row};
 
 const WAYS: [(&str, Figures); 2] = [
@@ -38,7 +38,7 @@ pub(crate) fn run() {
     let space = LockSpace::open(Naming::verbatim(directory.path())).expect("a space");
 
     let uncounted = |once: &mut dyn FnMut()| once();
-    let counted = |once: &mut dyn FnMut()| counted(1, once);
+    let counted = |once: &mut dyn FnMut()| in_profile(1, once);
     try_free(&space, uncounted);
     try_free(&space, counted);
     wait_for_holder(&space, directory.path(), uncounted);

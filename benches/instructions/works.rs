@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
 use tempfile::TempDir;
 
-use crate::callgrind::{Profile, counted};
+use crate::callgrind::{Profile, in_profile};
 use crate::raw::{self, Registry, Way};
 use crate::table::{Figures, Row};
 
@@ -82,7 +82,7 @@ fn count(mut once: Once) {
     for _ in 0..BEFORE {
         once();
     }
-    counted(TIMES, &mut once);
+    in_profile(TIMES, &mut once);
 }
 
 /// Outside: a row for each work, without what the loop itself takes.
