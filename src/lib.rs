@@ -48,29 +48,41 @@
 //! | exclusive, shared | alone, or beside other shared holds: [`Mode`] |
 //! | holder | who has a lock, as the kernel tells it: [`Holder`] |
 //!
-//! # From a name to a lock
+//! # Layers
 //!
-//! The source goes one way, and each step has its file:
+//! The source is a handful of folders. Each uses only those below it, which a test checks
+//! (`architecture.rs`), and the head of each says what it is and what it must not know:
 //!
-//! 1. **Name** (`request.rs`, `name.rs`): a [`Request`] has a [`Target`]. Only [`Target::image`]
-//!    and [`Target::new_image`] resolve a path; any other name is taken byte by byte.
-//! 2. **Path** (`name.rs`, `directory.rs`): the space's [`Naming`] says which file stands for it.
-//! 3. **Descriptor** (`lock_file.rs`): the file is opened, and created if the request said
+//! ```text
+//! snapshot   documents: write down what is held, execute, prove, restore
+//! api        the public types that do things: spaces, leases; one line for each verb
+//! acquire    from a request to a hold: try, queue, contend, all or none, convert
+//! core       a space: its table under one mutex, and what releases, looks, freezes
+//! wait       how a call sleeps: deadline, cancel, inotify, workers for calls that may hang
+//! table      the state machine of resources: owners, queue, freeze, fairness; no system call
+//! error      one error for each verb
+//! engine     a lock on one thing: name, directory, open, lock, unlink, who holds it
+//! sync       a mutex with a condition variable; what wakes one waiting call
+//! sys        all of Linux, and all `unsafe`
+//! types      plain values: owner, mode, range, request, target
+//! ```
+//!
+//! A request for a lock goes down this way, and the hold comes back up:
+//!
+//! 1. **Name** (`acquire/resolve.rs`, `engine/name.rs`): a [`Request`] has a [`Target`]. Only
+//!    [`Target::image`] and [`Target::new_image`] resolve a path; any other name is taken byte by
+//!    byte.
+//! 2. **Table** (`acquire/admit.rs`, `table`): the resource with this name is held already, or waited
+//!    for, or this call's to acquire. One mutex guards the table; no system call is made under it.
+//! 3. **Path** (`engine/name.rs`): the space's [`Naming`] says which file stands for the name.
+//! 4. **Descriptor** (`engine/open.rs`): the file is opened, and created if the request said
 //!    [`auto_create`](Request::auto_create).
-//! 4. **Lock** (`kernel/ofd.rs`): an OFD lock on the request's [`ByteRange`]. Then the name must
-//!    still lead to the descriptor's file, or everything begins again.
-//! 5. **Map** (`space.rs`, `resources.rs`, `resource.rs`): the hold and its owners, under a mutex
-//!    under which no system call is made.
+//! 5. **Lock** (`sys/ofd.rs`): an OFD lock on the request's [`ByteRange`]. Then the name must still
+//!    lead to the descriptor's file (`engine/identity.rs`), or everything begins again.
+//! 6. **Hold** (`core/hold.rs`): what is held is written into the table, and becomes a [`Lease`].
 //!
-//! `acquire.rs` is the road along all of these, at once or after a wait: `wait.rs` says how long,
-//! `watch.rs` sleeps until a file that somebody else holds is worth another look, `turns.rs` says when
-//! a lock is to be left to other processes, and `helper.rs` makes the system calls that could hang
-//! past a deadline; threads sleep by `sleepers.rs`. `lease.rs` is the way back. `holder.rs`
-//! asks the kernel, by way of `lock_table.rs`, who is in the way. `snapshot.rs`, `document.rs` and
-//! `restore.rs` carry holds through an exec; `libvirt.rs` says whether libvirt's lock daemon may be
-//! given a document, `fit.rs` reads documents that may be odd, and
-//! `listing.rs` a directory at once. `kernel/` has the `unsafe` code, all but what is `restore`'s
-//! contract.
+//! A wait that finds the file locked elsewhere asks `acquire/contender.rs` what to do next, a state
+//! machine that makes no system call; `acquire/contend.rs` does it. `core/release.rs` is the way back.
 //!
 //! # Waiting
 //!
@@ -199,6 +211,8 @@ compile_error!(
 
 mod acquire;
 mod api;
+#[cfg(test)]
+mod architecture;
 mod core;
 mod engine;
 mod error;

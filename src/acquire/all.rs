@@ -9,7 +9,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Patience, RegisteredWait, ResolvedRequest, blocking, failure};
+use super::{Patience, RegisteredWait, ResolvedRequest, failure};
 use crate::core::{Core, OwnedHold};
 use crate::engine::{Key, LockFile};
 use crate::error::AcquireError;
@@ -233,7 +233,7 @@ impl<'a> Batch<'a> {
             };
             match is_local {
                 true => drop(hold),
-                false => may_hang.push((blocking::queue_of(hold.name(), request), hold)),
+                false => may_hang.push((request.queue(hold.name()), hold)),
             }
         }
         for (queue, hold) in may_hang {

@@ -7,9 +7,9 @@
 use std::ffi::OsStr;
 use std::path::Path;
 
-use super::{ResolvedRequest, failure};
+use super::failure;
 use crate::core::Core;
-use crate::engine::{self, LockFile, Name};
+use crate::engine::{LockFile, Name};
 use crate::error::AcquireError;
 use crate::types::IoError;
 use crate::wait::{
@@ -60,15 +60,5 @@ pub(super) fn call<T: Send + 'static>(
         Ok(Ok(done)) => Ok(done),
         Ok(Err(TimedOut(end))) => Err(failure::no_answer(end, text, path, context)),
         Err(NoWorker(source)) => Err(AcquireError::Io(IoError::new("clone", path, source))),
-    }
-}
-
-/// The queue of calls on the file of a name.
-pub(super) fn queue_of(name: &Name, resolved: &ResolvedRequest<'_>) -> CallQueue {
-    match (&resolved.opened, name.directory()) {
-        (Some(opened), _) => CallQueue::Mount(engine::mount_of(opened.fd)),
-        (None, Some(directory)) => CallQueue::Device(directory.device()),
-        (None, None) if name.is_path() => CallQueue::of_path(Path::new(name.text())),
-        (None, None) => CallQueue::Device(0),
     }
 }

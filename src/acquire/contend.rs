@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use super::blocking::{self, Thread};
+use super::blocking::Thread;
 use super::contender::{Action, Contender, Event, OnContention, Rest};
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
 use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink};
@@ -125,7 +125,7 @@ impl<'a> ContendingAcquire<'a> {
         claim: Claim,
         context: &'a WaitContext,
     ) -> Self {
-        let queue = blocking::queue_of(transition.name(), resolved);
+        let queue = resolved.queue(transition.name());
         Self {
             core,
             transition,

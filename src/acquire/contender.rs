@@ -133,9 +133,9 @@ struct Pacing {
 }
 
 impl Pacing {
-    fn new(has_rivals: bool) -> Self {
+    fn new() -> Self {
         Self {
-            has_rivals,
+            has_rivals: false,
             watch_is_used: true,
             immediate_tries: 0,
             backoff: None,
@@ -152,7 +152,7 @@ impl Contender {
             on_contention,
             phase: Phase::Opening,
             contention: Contention::NotMet,
-            pacing: Pacing::new(false),
+            pacing: Pacing::new(),
         }
     }
 
@@ -193,7 +193,7 @@ impl Contender {
             (_, Event::Locked) => Action::Finish,
             (Phase::Yielding, _) | (_, Event::Stale) => {
                 self.phase = Phase::Opening;
-                self.pacing = Pacing::new(false);
+                self.pacing = Pacing::new();
                 Action::Open
             }
             (Phase::Opening, _) => {
@@ -208,7 +208,8 @@ impl Contender {
                 true => Action::GiveUp,
                 false => Action::Rest(Rest::UntilWoken),
             },
-            (Phase::Sleeping, Event::Woken { by_file }) => self.after_sleep(by_file, now),
+            (Phase::Sleeping, Event::Woken { by_file: true }) => self.after_event(now),
+            (Phase::Sleeping, Event::Woken { by_file: false }) => self.after_pause(),
             (Phase::Watching | Phase::Sleeping, _) => self.retry(),
         }
     }
@@ -260,18 +261,20 @@ impl Contender {
         Action::Rest(Rest::Sleep(self.deadline_or(now + pause)))
     }
 
-    /// The sleep has ended.
-    fn after_sleep(&mut self, by_file: bool, now: Instant) -> Action {
-        let pacing = &mut self.pacing;
-        if !by_file {
-            match pacing.backoff {
-                None => pacing.spurious_wakeups = 0,
-                Some(backoff) => {
-                    pacing.backoff = Some(2 * backoff).filter(|backoff| *backoff <= MAX_BACKOFF);
-                }
+    /// The sleep has ended, and nothing has happened to the file.
+    fn after_pause(&mut self) -> Action {
+        match self.pacing.backoff {
+            None => self.pacing.spurious_wakeups = 0,
+            Some(backoff) => {
+                self.pacing.backoff = Some(2 * backoff).filter(|backoff| *backoff <= MAX_BACKOFF);
             }
-            return self.retry();
         }
+        self.retry()
+    }
+
+    /// Something has happened to the file.
+    fn after_event(&mut self, now: Instant) -> Action {
+        let pacing = &mut self.pacing;
         pacing.watch_is_used = true;
         pacing.spurious_wakeups += 1;
         pacing.immediate_tries = if pacing.backoff.is_none() { IMMEDIATE_TRIES } else { 1 };

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::{Patience, blocking, failure};
@@ -59,6 +59,16 @@ impl ResolvedRequest<'_> {
             None => naming.name(key),
         };
         name.map_err(|why| AcquireError::Invalid { name: self.text.clone().into_owned(), why })
+    }
+
+    /// The queue of calls on the file of the resource, which has this name.
+    pub(super) fn queue(&self, name: &Name) -> CallQueue {
+        match (&self.opened, name.directory()) {
+            (Some(opened), _) => CallQueue::Mount(engine::mount_of(opened.fd)),
+            (None, Some(directory)) => CallQueue::Device(directory.device()),
+            (None, None) if name.is_path() => CallQueue::of_path(Path::new(name.text())),
+            (None, None) => CallQueue::Device(0),
+        }
     }
 
     /// The caller's open file.

@@ -1,9 +1,6 @@
 //! How a space is to be opened.
 
-use super::LockSpace;
-use crate::core::{Core, Process};
-use crate::error::OpenError;
-use crate::types::{ByteRange, IoError, Naming};
+use crate::types::{ByteRange, Naming};
 
 /// Says how a space is, before it is opened.
 ///
@@ -21,10 +18,10 @@ use crate::types::{ByteRange, IoError, Naming};
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `open`"]
 pub struct Builder {
-    naming: Naming,
-    range: ByteRange,
-    file_mode: u32,
-    dir_mode: u32,
+    pub(super) naming: Naming,
+    pub(super) range: ByteRange,
+    pub(super) file_mode: u32,
+    pub(super) dir_mode: u32,
 }
 
 impl Builder {
@@ -50,16 +47,5 @@ impl Builder {
     pub fn dir_mode(mut self, mode: u32) -> Self {
         self.dir_mode = mode;
         self
-    }
-
-    /// Opens the space.
-    ///
-    /// # Errors
-    /// As [`LockSpace::open`].
-    pub fn open(self) -> Result<LockSpace, OpenError> {
-        let process = Process::current();
-        let process = process.map_err(|e| OpenError::Io(IoError::new("mmap", "", e)))?;
-        let naming = self.naming.open(self.dir_mode).map_err(OpenError::from_io)?;
-        Ok(LockSpace::new(Core::new(process, naming, self.range, self.file_mode)))
     }
 }

@@ -5,10 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::{Builder, Lease, Leases};
-use crate::core::{Core, HeldResource, Released, log_release_error};
+use crate::core::{Core, HeldResource, Process, Released, log_release_error};
 use crate::engine::Holder;
 use crate::error::{AcquireError, LockFileError, OpenError, ReleaseError};
-use crate::types::{Naming, OwnerId, Request, Target};
+use crate::types::{IoError, Naming, OwnerId, Request, Target};
 use crate::wait::Wait;
 
 /// One map from resource to the one descriptor that is held for it, and its owners.
@@ -299,6 +299,19 @@ impl LockSpace {
     #[cfg(feature = "snapshot")]
     pub(crate) fn core(&self) -> &Arc<Core> {
         &self.0.0
+    }
+}
+
+impl Builder {
+    /// Opens the space.
+    ///
+    /// # Errors
+    /// As [`LockSpace::open`].
+    pub fn open(self) -> Result<LockSpace, OpenError> {
+        let process = Process::current();
+        let process = process.map_err(|e| OpenError::Io(IoError::new("mmap", "", e)))?;
+        let naming = self.naming.open(self.dir_mode).map_err(OpenError::from_io)?;
+        Ok(LockSpace::new(Core::new(process, naming, self.range, self.file_mode)))
     }
 }
 

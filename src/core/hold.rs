@@ -1,10 +1,11 @@
 //! One hold of an owner, as a value.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::sync::Arc;
 
 use super::{Core, log_release_error};
-use crate::engine::Name;
+use crate::engine::{Key, Name};
 use crate::error::{ReleaseError, VerifyError};
 use crate::table::{HoldKind, Slot};
 use crate::types::{Mode, OwnerId};
@@ -79,6 +80,27 @@ impl OwnedHold {
         let options =
             CallOptions { on_timeout: OnTimeout::RunAnyway, without: WithoutWorker::RunHere };
         let _ = self.core.process.workers.run(queue, (context, options), finish, drop, || ());
+    }
+}
+
+impl Core {
+    /// Takes a kept hold of an owner back.
+    pub(crate) fn retake(
+        self: &Arc<Self>,
+        text: &OsStr,
+        owner: OwnerId,
+    ) -> Result<OwnedHold, ReleaseError> {
+        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
+        let mut table = self.lock();
+        let retaken = table.find(Key::from(text)).and_then(|slot| {
+            table.set_hold_kind(slot, owner, HoldKind::Leased).ok()?;
+            let resource = table.resource(slot);
+            Some((slot, Arc::clone(resource.name()), resource.hold()?.mode()))
+        });
+        drop(table);
+        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
+        let (slot, name, mode) = retaken.ok_or_else(not_held)?;
+        Ok(OwnedHold::new(self, (slot, name), owner, mode))
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::transition::EndOnDrop;
-use super::{Core, Hold, OwnedHold};
+use super::{Core, Hold};
 use crate::engine::{Key, Name};
 use crate::error::ReleaseError;
 use crate::table::{HoldKind, NoSuchHold, Slot};
@@ -75,25 +75,6 @@ impl Core {
                 Released { holds: 0, leftovers: vec![ReleaseError::Forked { creator }] }
             }
         }
-    }
-
-    /// Takes a kept hold of an owner back.
-    pub(crate) fn retake(
-        self: &Arc<Self>,
-        text: &OsStr,
-        owner: OwnerId,
-    ) -> Result<OwnedHold, ReleaseError> {
-        self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
-        let mut table = self.lock();
-        let retaken = table.find(Key::from(text)).and_then(|slot| {
-            table.set_hold_kind(slot, owner, HoldKind::Leased).ok()?;
-            let resource = table.resource(slot);
-            Some((slot, Arc::clone(resource.name()), resource.hold()?.mode()))
-        });
-        drop(table);
-        let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
-        let (slot, name, mode) = retaken.ok_or_else(not_held)?;
-        Ok(OwnedHold::new(self, (slot, name), owner, mode))
     }
 
     /// Ends every kept hold of one owner, and cancels its waits; or every kept hold of the space.

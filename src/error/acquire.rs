@@ -233,8 +233,8 @@ mod tests {
     use super::*;
     use crate::engine::OpenNaming;
     use crate::error::{LockFileError, OpenError, ReleaseError, VerifyError};
+    use crate::sys::Errno;
     use crate::types::Mode;
-    use rustix::io::Errno;
     use std::error::Error;
 
     fn busy(waited: Duration) -> Busy {

@@ -229,8 +229,11 @@ impl<F: LockedFile> Table<F> {
         let resource = self.slots.at_mut(slot);
         let turn = resource.take_turn();
         let ended = turn.map(|turn| (Arc::clone(resource.name()), resource.hash(), turn));
-        if !resource.grant_next(HandedOver::Nothing, is_frozen, &mut self.waits, wakes) {
+        if !resource.grant_next(HandedOver::Nothing, &mut self.waits, wakes) {
             self.slots.remove(slot);
+        } else if is_frozen {
+            // The waiter makes no system calls yet: see `resume`.
+            resource.set_contended();
         }
         ended
     }

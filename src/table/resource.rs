@@ -281,12 +281,11 @@ impl<F: LockedFile> Resource<F> {
         });
     }
 
-    /// Nobody holds it: gives the transition to the waiter at the head of the queue. While the
-    /// space is frozen that waiter makes no system calls yet. `false` if nobody waits.
+    /// Nobody holds it: gives the transition to the waiter at the head of the queue. `false` if
+    /// nobody waits.
     pub(super) fn grant_next(
         &mut self,
         handed_over: HandedOver<F>,
-        is_frozen: bool,
         waits: &mut Waits<F>,
         wakes: &mut WakeList,
     ) -> bool {
@@ -294,9 +293,6 @@ impl<F: LockedFile> Resource<F> {
             return false;
         };
         self.state = State::acquiring(first.claim.owner, first.claim.mode);
-        if is_frozen {
-            self.set_contended();
-        }
         waits.grant(first.ticket, Grant::Acquire(handed_over), wakes);
         true
     }
@@ -332,7 +328,7 @@ impl<F: LockedFile> Resource<F> {
         }
         let (mode, origin) = (hold.mode(), hold.origin());
         if let Some(file) = hold.into_file() {
-            self.grant_next(HandedOver::File(file, mode, origin), false, waits, wakes);
+            self.grant_next(HandedOver::File(file, mode, origin), waits, wakes);
         }
         None
     }

@@ -50,9 +50,9 @@ mod tests {
     fn a_path_in_a_message_cannot_forge_a_line() {
         assert_eq!(DisplayPath(Path::new("/run/vmm/locks")).to_string(), "/run/vmm/locks");
         assert_eq!(DisplayPath(Path::new("/a\nb is free")).to_string(), r#""/a\nb is free""#);
-        let failed = IoError::new("openat", "/img/a", rustix::io::Errno::MFILE);
+        let failed = IoError::new("openat", "/img/a", std::io::Error::from_raw_os_error(24));
         assert_eq!(failed.to_string(), "openat /img/a: Too many open files (os error 24)");
-        let failed = IoError::new("mmap", "", rustix::io::Errno::NOMEM);
+        let failed = IoError::new("mmap", "", std::io::Error::from_raw_os_error(12));
         assert_eq!(failed.to_string(), "mmap: Cannot allocate memory (os error 12)");
     }
 }

@@ -9,9 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::hash::Hash;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use super::{FdInfo, Mounts};
 use crate::types::{ByteRange, Mode};
 
 /// A lock, without its holder.
@@ -50,32 +48,11 @@ impl LockKind {
 /// A file as the lock tables name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileKey {
-    dev: u64,
-    ino: u64,
+    pub(super) dev: u64,
+    pub(super) ino: u64,
 }
 
 impl FileKey {
-    /// By way of `/proc`; what that does not tell (a kernel before 5.14, a mount outside of this
-    /// process's root) `fstat` has to.
-    pub(crate) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
-        match Self::of_number(file.as_raw_fd()) {
-            Ok(Some(key)) => Ok(key),
-            _ => {
-                let id = crate::sys::fs::fstat(file)?.id;
-                Ok(Self { dev: id.dev, ino: id.ino })
-            }
-        }
-    }
-
-    /// The same of whatever this process has open under this number, without touching it; `None`
-    /// where `/proc` does not tell.
-    fn of_number(number: RawFd) -> io::Result<Option<Self>> {
-        let info = FdInfo::of_own(number)?;
-        let (Some(ino), Some(mount)) = (info.inode(), info.mount()) else { return Ok(None) };
-        let device = Mounts::read()?.device_of(mount);
-        Ok(device.map(|dev| Self { dev, ino }))
-    }
-
     /// From `fe:01:1234`: major and minor in hexadecimal, inode.
     fn parse(word: &str) -> Option<Self> {
         let mut parts = word.split(':');

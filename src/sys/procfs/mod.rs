@@ -10,6 +10,7 @@
 //! - `proc_pid_fdinfo(5)`, `proc_locks(5)`, `proc_pid_mountinfo(5)`
 
 mod fdinfo;
+mod file_key;
 mod locks;
 mod mountinfo;
 mod processes;
