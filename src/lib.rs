@@ -56,6 +56,7 @@
 //! ```text
 //! snapshot   documents: write down what is held, execute, prove, restore
 //! api        the public types that do things: spaces, leases; one line for each verb
+//! transfer   one descriptor that arrives: proof of what it carries
 //! acquire    from a request to a hold: try, queue, contend, all or none, convert
 //! core       a space: its table under one mutex, and what releases, looks, freezes
 //! wait       how a call sleeps: deadline, cancel, inotify, workers for calls that may hang
@@ -221,6 +222,8 @@ pub mod snapshot;
 mod sync;
 mod sys;
 mod table;
+#[cfg(feature = "snapshot")]
+mod transfer;
 mod types;
 mod wait;
 

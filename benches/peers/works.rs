@@ -731,11 +731,10 @@ fn our_restore(place: &Place, count: usize) -> Contender {
     Contender { name: OURS.to_owned(), run: Box::new(run) }
 }
 
-/// What a restore cannot do without: the text is parsed, the directory is read, and the kernel is
-/// asked about each descriptor. Nothing is compared, kept or allocated but the parsed entries.
+/// What a restore cannot do without: the text is parsed, and the kernel is asked about each name and
+/// each descriptor. Nothing is compared, kept or allocated but the parsed entries.
 #[cfg(feature = "snapshot")]
 fn raw_restore(place: &Place, count: usize) -> Contender {
-    use std::mem::MaybeUninit;
     use std::os::fd::BorrowedFd;
 
     use lockspace::snapshot::Snapshot;
@@ -772,19 +771,14 @@ fn raw_restore(place: &Place, count: usize) -> Contender {
     let text = serde_json::to_string(snapshot.documents()).expect("text");
     std::mem::forget(snapshot);
     contender(FLOOR, move || {
-        let _keep = &space;
+        let _keep = (&directory, &space);
         let states: [State; 1] = serde_json::from_str(&text).expect("documents");
-        let open = open_directory(directory.path());
-        let mut buffer = [MaybeUninit::uninit(); 1 << 16];
-        let mut entries = rustix::fs::RawDir::new(&open, &mut buffer);
-        while let Some(entry) = entries.next() {
-            black_box(entry.expect("an entry").ino());
-        }
         let (mut first, mut last) = (i32::MAX, 0);
         for entry in black_box(&states[0].resources) {
             let Entry { name, path, fd, lock_held, flags, owners, lockspace } = entry;
             let More { range, device, inode, origin } = lockspace;
             black_box((name, path, lock_held, flags, owners, range, device, origin));
+            assert_eq!(rustix::fs::lstat(*path).expect("the file").st_ino, *inode);
             // SAFETY: the space has it, and lives.
             assert_eq!(raw::proven(unsafe { BorrowedFd::borrow_raw(*fd) }), *inode);
             (first, last) = (first.min(*fd), last.max(*fd));

@@ -16,13 +16,10 @@ mod opened;
 mod removal;
 mod resolve;
 
-pub(crate) use directory::Directory;
 pub use holder::{HeldBy, Holder, Kind, Process};
 pub use holders::holders_of;
 pub(crate) use holders::{holders_beside, holders_of_descriptor};
 pub(crate) use lock_file::{LockError, LockFile, Retried};
-#[cfg(feature = "snapshot")]
-pub(crate) use lock_path::LockPath;
 pub(crate) use name::{Key, Name, OpenNaming};
 #[cfg(feature = "snapshot")]
 pub(crate) use name::{check, check_component};

@@ -263,17 +263,6 @@ impl Name {
         matches!(self.way, Way::Opened(_))
     }
 
-    /// Whether this is the path of the lock file, without an allocation; `false` may be wrong.
-    #[cfg(feature = "snapshot")]
-    pub(crate) fn has_path(&self, path: &str) -> bool {
-        self.with_path(|there| match there {
-            LockPath::InDirectory { full_path: own, .. } | LockPath::Direct(own) => {
-                own.to_bytes() == path.as_bytes()
-            }
-            LockPath::Nowhere => false,
-        })
-    }
-
     /// The path of the lock file; empty where there is none.
     #[cold]
     pub(crate) fn path(&self) -> PathBuf {

@@ -19,15 +19,12 @@ use std::fmt;
 use std::io;
 use std::os::fd::RawFd;
 
-use serde::Deserialize;
 use serde_json::Value;
 
+use super::document::{Document, Parsed, ResolvedEntry, ResourceState, malformed, name_of};
+use super::error::InvalidEntry;
 use crate::engine::{check, check_component};
-use crate::snapshot::document::{
-    AUTO_CREATED, Document, OriginState, ResourceState, SHARED, SpaceMore, VERSION, Wanted,
-};
-use crate::snapshot::restore::InvalidEntry;
-use crate::types::{ByteRange, InvalidRequest, Mode, Origin, OwnerId};
+use crate::types::{ByteRange, InvalidRequest, Origin, OwnerId};
 
 /// The longest file of state that virtlockd reads.
 const LONGEST: usize = 10 << 20;
@@ -127,15 +124,12 @@ impl Document {
     /// ```
     pub fn for_libvirt(&self) -> Result<&Self, NotForLibvirt> {
         let whole = |why| NotForLibvirt { entry: None, name: None, why };
-        let mut reader = Reader::of_head(self.head()).map_err(whole)?;
-        let entries = self.resources().ok_or_else(|| whole(malformed("no array `resources`")))?;
-        for (at, entry) in entries.iter().enumerate() {
-            let state = entry.state().map_err(malformed);
-            state.and_then(|state| reader.check(&state)).map_err(|why| NotForLibvirt {
-                entry: Some(at),
-                name: entry.name(),
-                why,
-            })?;
+        let json = self.json();
+        let parsed = Parsed::parse(&json).map_err(|why| whole(LibvirtLimit::Entry(why)))?;
+        let mut reader = Reader::new(&parsed).map_err(whole)?;
+        for (at, entry) in parsed.entries.iter().enumerate() {
+            let refused = |why| NotForLibvirt { entry: Some(at), name: name_of(entry), why };
+            reader.check(entry).map_err(refused)?;
         }
         match self.len() {
             len if len > LONGEST => Err(whole(LibvirtLimit::TooLong(len))),
@@ -165,10 +159,6 @@ impl Document {
     }
 }
 
-fn malformed(what: impl Into<String>) -> LibvirtLimit {
-    LibvirtLimit::Entry(InvalidEntry::Malformed(what.into()))
-}
-
 /// One document, as virtlockd reads it.
 struct Reader<'a> {
     directory: Option<&'a str>,
@@ -181,48 +171,37 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn of_head(head: &'a Value) -> Result<Self, LibvirtLimit> {
-        let more = match head.get("lockspace") {
-            None => None,
-            Some(more) => match more.get("version").and_then(Value::as_u64) {
-                Some(VERSION) => {
-                    let more = SpaceMore::deserialize(more);
-                    Some(more.map_err(|error| malformed(error.to_string()))?)
-                }
-                Some(other) => return Err(LibvirtLimit::Entry(InvalidEntry::Version(other))),
-                None => return Err(malformed("no version")),
-            },
-        };
-        let exact = more.as_ref().is_none_or(|more| more.hex.is_none());
-        let directory = match head.get("directory") {
+    fn new(document: &Parsed<'a>) -> Result<Self, LibvirtLimit> {
+        let extension = document.extension.as_ref();
+        let exact = extension.is_none_or(|extension| extension.hex.is_none());
+        let directory = match document.directory {
             None => None,
             Some(Value::String(path)) if exact && path.starts_with('/') && !path.contains('\0') => {
                 Some(path.as_str())
             }
             Some(_) => return Err(LibvirtLimit::Directory),
         };
-        let range = more.as_ref().map_or(Some(ByteRange::FIRST), |more| more.range.range());
-        let range = range.ok_or_else(|| malformed("no sensible range"))?;
-        let hashed = more.is_some_and(|more| more.naming == "sha256");
+        let range = extension.map_or(ByteRange::FIRST, |extension| extension.range.0);
+        let hashed = extension.is_some_and(|extension| extension.naming == "sha256");
         Ok(Self { directory, range, hashed, names: HashSet::new(), numbers: HashSet::new() })
     }
 
-    fn check(&mut self, state: &ResourceState) -> Result<(), LibvirtLimit> {
-        let origin = state.lockspace.as_ref().map(|more| more.origin);
-        if state.fd == -1 || origin == Some(OriginState::InMemory) {
+    fn check(&mut self, entry: &Value) -> Result<(), LibvirtLimit> {
+        let state = ResourceState::parse(entry).map_err(LibvirtLimit::Entry)?;
+        let origin = state.lockspace.as_ref().map(|extension| extension.origin);
+        if state.fd == -1 || origin == Some(Origin::InMemory) {
             return Err(LibvirtLimit::InMemory);
         }
-        if state.flags & !(SHARED | AUTO_CREATED) != 0 {
-            return Err(LibvirtLimit::Entry(InvalidEntry::Flags(state.flags)));
-        }
-        let wanted = state.wanted().map_err(malformed)?;
-        self.check_name(state, &wanted.name)?;
-        self.check_lock(&wanted)?;
-        check_owners(&wanted)
+        let resolved = state.resolve().map_err(LibvirtLimit::Entry)?;
+        self.check_name(&state, &resolved.name)?;
+        self.check_lock(&resolved)?;
+        let no_pid = |owner: &&u64| **owner == 0 || i32::try_from(**owner).is_err();
+        let no_pid = resolved.owners.iter().find(no_pid);
+        no_pid.map_or(Ok(()), |owner| Err(LibvirtLimit::Owner(OwnerId::new(*owner))))
     }
 
-    fn check_name(&mut self, state: &ResourceState, exact: &OsStr) -> Result<(), LibvirtLimit> {
-        let (name, text) = (&state.name, OsStr::new(&state.name));
+    fn check_name(&mut self, state: &ResourceState<'_>, exact: &OsStr) -> Result<(), LibvirtLimit> {
+        let (name, text) = (&*state.name, OsStr::new(&*state.name));
         if exact != text && !(self.hashed && is_sha256(name)) {
             return Err(LibvirtLimit::NotUtf8);
         }
@@ -230,7 +209,7 @@ impl<'a> Reader<'a> {
         check(text).map_err(invalid)?;
         let at_its_name = match self.directory {
             None if !name.starts_with('/') => return Err(invalid(InvalidRequest::Relative)),
-            None => state.path == *name,
+            None => state.path == name,
             Some(directory) => {
                 check_component(text).map_err(invalid)?;
                 let below = state.path.strip_prefix(directory.trim_end_matches('/'));
@@ -240,44 +219,31 @@ impl<'a> Reader<'a> {
         };
         match at_its_name {
             false => Err(LibvirtLimit::Path),
-            true if !self.names.insert(name.clone()) => {
+            true if !self.names.insert(name.to_owned()) => {
                 Err(LibvirtLimit::Entry(InvalidEntry::DuplicateName))
             }
             true => Ok(()),
         }
     }
 
-    fn check_lock(&mut self, wanted: &Wanted<'_>) -> Result<(), LibvirtLimit> {
+    fn check_lock(&mut self, entry: &ResolvedEntry<'_>) -> Result<(), LibvirtLimit> {
         // It would unlink the image.
-        if wanted.origin == Origin::AutoCreated && self.directory.is_none() {
-            return Err(malformed("only in a directory are files created"));
+        if entry.origin == Origin::AutoCreated && self.directory.is_none() {
+            return Err(LibvirtLimit::Entry(malformed("only in a directory are files created")));
         }
-        let number = RawFd::try_from(wanted.fd).ok().filter(|number| *number > 2);
+        let number = RawFd::try_from(entry.fd).ok().filter(|number| *number > 2);
         let number = number.ok_or(LibvirtLimit::Entry(InvalidEntry::Number))?;
         if !self.numbers.insert(number) {
             return Err(LibvirtLimit::Entry(InvalidEntry::DuplicateDescriptor));
         }
-        if !wanted.lock_held {
+        if !entry.lock_held {
             return Err(LibvirtLimit::Entry(InvalidEntry::Unlocked));
         }
-        match wanted.range.unwrap_or(self.range) {
+        match entry.range.unwrap_or(self.range) {
             range if range.overlaps(ByteRange::FIRST) => Ok(()),
             range => Err(LibvirtLimit::Range(range)),
         }
     }
-}
-
-fn check_owners(wanted: &Wanted<'_>) -> Result<(), LibvirtLimit> {
-    let owners = wanted.owners;
-    match owners.len() {
-        0 => return Err(LibvirtLimit::Entry(InvalidEntry::NoOwner)),
-        more if more > 1 && wanted.mode == Mode::Exclusive => {
-            return Err(LibvirtLimit::Entry(InvalidEntry::ExclusiveOwners(more)));
-        }
-        _ => {}
-    }
-    let no_pid = owners.iter().find(|&&owner| owner == 0 || i32::try_from(owner).is_err());
-    no_pid.map_or(Ok(()), |owner| Err(LibvirtLimit::Owner(OwnerId::new(*owner))))
 }
 
 fn is_sha256(name: &str) -> bool {

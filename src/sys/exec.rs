@@ -24,7 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::fd::set_close_on_exec;
 
 /// Executes `command` in this process, with these descriptors kept open. Returns only if that
-/// fails: then they close on exec again, and signal mask and SIGPIPE are as they were.
+/// fails: then they close on exec again, and signal mask, SIGPIPE and working directory are as they
+/// were.
 ///
 /// The descriptors are the caller's, who keeps them open through the call.
 pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
@@ -33,6 +34,7 @@ pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
         Err(nul) => return nul.into(),
     };
     let signals = Signals::now();
+    let here = command.get_current_dir().and_then(|_| super::fs::open_path_only(".").ok());
     let keep = Arc::new(keep);
     // A closure cannot be taken out of a command again, so it must do nothing the next time.
     let armed = Arc::new(AtomicBool::new(true));
@@ -53,6 +55,9 @@ pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
     // It can fail only for a number that is not open.
     let _ = set_close_on_exec(&keep, true);
     signals.restore();
+    if let Some(here) = here {
+        let _ = rustix::process::fchdir(here);
+    }
     error
 }
 

@@ -4,15 +4,8 @@
 #[cfg(feature = "snapshot")]
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-#[cfg(feature = "snapshot")]
-use std::os::fd::{BorrowedFd, FromRawFd};
 
 use super::Errno;
-#[cfg(feature = "snapshot")]
-use rustix::fs::OFlags;
-
-#[cfg(feature = "snapshot")]
-use super::fs::Access;
 use super::procfs::Descriptor;
 
 /// Whether a descriptor has the number of standard input, output or error: what a program prints
@@ -70,22 +63,6 @@ fn kcmp(tid1: u32, fd1: RawFd, tid2: u32, fd2: RawFd) -> Option<bool> {
     }
 }
 
-/// The open descriptor of this number, and what it was opened for; `None` if it is not open.
-///
-/// # Safety
-/// Nobody closes it as long as what is returned is used.
-#[cfg(feature = "snapshot")]
-pub(crate) unsafe fn borrow(number: RawFd) -> Option<(BorrowedFd<'static>, Access)> {
-    // SAFETY: the call takes integers and touches no memory of ours; a number that is not open is
-    // answered with an error.
-    let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
-    let flags = OFlags::from_bits_retain(u32::try_from(flags).ok()?);
-    // SAFETY: it is open, as has just been seen, so it is not -1; that it stays open says the
-    // caller.
-    let fd = unsafe { BorrowedFd::borrow_raw(number) };
-    Some((fd, Access::of(flags)))
-}
-
 /// Sets close-on-exec on each, without a call for each where their numbers are in a row. They are
 /// the caller's: nobody else may be surprised.
 #[cfg(feature = "snapshot")]
@@ -122,16 +99,6 @@ pub(crate) fn set_close_on_exec(numbers: &[RawFd], close: bool) -> io::Result<()
         }
     }
     Ok(())
-}
-
-/// Takes a descriptor that an exec has carried over.
-///
-/// # Safety
-/// It is open, and nobody else owns it.
-#[cfg(feature = "snapshot")]
-pub(crate) unsafe fn adopt(number: RawFd) -> OwnedFd {
-    // SAFETY: says the caller.
-    unsafe { OwnedFd::from_raw_fd(number) }
 }
 
 #[cfg(test)]

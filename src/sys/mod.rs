@@ -10,11 +10,15 @@ pub(crate) mod exec;
 pub(crate) mod fd;
 pub(crate) mod fork;
 pub(crate) mod fs;
+#[cfg(feature = "snapshot")]
+pub(crate) mod inherited;
 pub(crate) mod inotify;
 pub(crate) mod local_fs;
 #[cfg(feature = "snapshot")]
 pub(crate) mod memfd;
 pub(crate) mod ofd;
+#[cfg(feature = "snapshot")]
+pub(crate) mod process;
 pub(crate) mod procfs;
 
 /// The number of an error, as a system call gives it.
