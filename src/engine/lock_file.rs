@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::identity::{Identity, is_at};
 use super::lock_path::LockPath;
 use super::name::Name;
+#[cfg(feature = "snapshot")]
+use crate::sys::fs::Access;
 use crate::sys::{local_fs, ofd};
 use crate::types::{ByteRange, FileId, InvalidRequest, IoError, Mode};
 
@@ -57,8 +59,8 @@ impl From<IoError> for LockError {
 impl LockFile {
     /// A descriptor that carries its lock already.
     #[cfg(feature = "snapshot")]
-    pub(crate) fn restored(fd: OwnedFd, id: FileId, range: ByteRange, writable: bool) -> Self {
-        Self { fd, id, range, writable, local: false }
+    pub(crate) fn restored(fd: OwnedFd, id: FileId, range: ByteRange, access: Access) -> Self {
+        Self { fd, id, range, writable: access.read && access.write, local: false }
     }
 
     pub(crate) fn id(&self) -> FileId {

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 
-use super::InvalidEntry;
+use super::error::InvalidEntry;
 use crate::types::{ByteRange, FileId, Mode, Origin};
 
 /// The version of what stands under our key.

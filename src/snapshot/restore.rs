@@ -75,7 +75,7 @@ fn adopt(spaces: Vec<ProvenSpace>) -> Vec<LockSpace> {
             let ProvenEntry { name, mode, range, origin, owners, file } = entry;
             let file = file.map(|ProvenFile { fd, id }| {
                 let access = fd.access();
-                LockFile::restored(fd.into_owned(), id, range, access.read && access.write)
+                LockFile::restored(fd.into_owned(), id, range, access)
             });
             (name, Hold::new(file, range, mode, origin, owners))
         });

@@ -21,7 +21,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::fd::set_close_on_exec;
+use super::fd::{OnExec, set_on_exec};
 
 /// Executes `command` in this process, with these descriptors kept open. Returns only if that
 /// fails: then they close on exec again, and signal mask, SIGPIPE and working directory are as they
@@ -42,7 +42,7 @@ pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
         let (keep, armed) = (Arc::clone(&keep), Arc::clone(&armed));
         move || match armed.load(Ordering::Relaxed) {
             true => {
-                set_close_on_exec(&keep, false)?;
+                set_on_exec(&keep, OnExec::KeepOpen)?;
                 Err(image.execute())
             }
             false => Ok(()),
@@ -53,7 +53,7 @@ pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
     let error = command.exec();
     armed.store(false, Ordering::Relaxed);
     // It can fail only for a number that is not open.
-    let _ = set_close_on_exec(&keep, true);
+    let _ = set_on_exec(&keep, OnExec::Close);
     signals.restore();
     if let Some(here) = here {
         let _ = rustix::process::fchdir(here);

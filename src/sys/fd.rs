@@ -80,17 +80,28 @@ pub(crate) fn close_all_on_exec(numbers: &mut [RawFd]) -> io::Result<()> {
             } {
                 0 => Ok(()),
                 // Before Linux 5.11.
-                _ => set_close_on_exec(row, true),
+                _ => set_on_exec(row, OnExec::Close),
             }
         }
-        row => set_close_on_exec(row, true),
+        row => set_on_exec(row, OnExec::Close),
     })
+}
+
+/// What becomes of a descriptor at an exec.
+#[cfg(feature = "snapshot")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum OnExec {
+    Close,
+    KeepOpen,
 }
 
 /// Sets or clears close-on-exec on each. They are the caller's: nobody else may be surprised.
 #[cfg(feature = "snapshot")]
-pub(crate) fn set_close_on_exec(numbers: &[RawFd], close: bool) -> io::Result<()> {
-    let flags = if close { libc::FD_CLOEXEC } else { 0 };
+pub(crate) fn set_on_exec(numbers: &[RawFd], on_exec: OnExec) -> io::Result<()> {
+    let flags = match on_exec {
+        OnExec::Close => libc::FD_CLOEXEC,
+        OnExec::KeepOpen => 0,
+    };
     for &number in numbers {
         // SAFETY: the call takes integers and touches no memory of ours; a number that is not
         // open is answered with an error.
