@@ -6,19 +6,14 @@ use super::lock_file::LockError;
 use crate::sys::fs::{FileKind, FileStatus};
 use crate::types::{InvalidRequest, LockSpec};
 
-/// Whether it is what nearly all files are, and so needs no closer look.
-pub(super) fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
-    !spec.refuse_hard_links && status.kind == FileKind::Regular
-}
-
 /// Refuses what cannot be locked as `spec` says.
 pub(super) fn check_file(
     status: &FileStatus,
     path: impl FnOnce() -> PathBuf,
     spec: &LockSpec,
 ) -> Result<(), LockError> {
-    check_kind(status.kind, path)?;
-    if spec.refuse_hard_links { check_links(status.links) } else { Ok(()) }
+    check_kind(status.kind(), path)?;
+    if spec.refuse_hard_links { check_links(status.links()) } else { Ok(()) }
 }
 
 /// Only a regular file or a block device can stand for a resource.

@@ -1,14 +1,14 @@
 //! The directory of a space's lock files: held open, and known by its path.
 
-use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use crate::sys::{Errno, fd, fs, local_fs};
+use crate::sys::fs::{self, PathBuffer, PathBytes};
+use crate::sys::{Errno, fd, local_fs};
 use crate::types::{FileId, IoError};
 
 /// An open directory, and the absolute path that led to it.
@@ -18,12 +18,14 @@ use crate::types::{FileId, IoError};
 /// must also be what the path leads to (see `identity`).
 #[derive(Debug)]
 pub(crate) struct Directory {
-    fd: OwnedFd,
+    pub(super) fd: OwnedFd,
     path: PathBuf,
-    /// The same with a slash at its end.
-    prefix: OsString,
-    id: FileId,
-    local: bool,
+    /// What the full path of a file in it begins with: the path, with a slash at its end.
+    pub(super) prefix: PathBuffer,
+    pub(super) id: FileId,
+    /// It is on a file system whose locks and lookups cannot hang, and was reached through none
+    /// that can.
+    pub(super) local: bool,
 }
 
 impl Directory {
@@ -52,27 +54,24 @@ impl Directory {
             }
             opened => opened,
         };
-        let opened = opened.and_then(|fd| match fd::is_stdio(&fd) {
+        let opened = opened.and_then(|fd| match fd.as_raw_fd() <= fd::LAST_STDIO {
             true => fd::above_stdio(&fd),
             false => Ok(fd),
         });
         let fd = opened.map_err(|errno| failed("openat")(errno.into()))?;
-        let id = fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?.id;
+        let id = fs::fstat(&fd).map_err(|errno| failed("fstat")(errno.into()))?.id();
         let local = local_fs::cannot_hang(&fd) && local_fs::path_cannot_hang(&absolute, &fd);
         let mut prefix = absolute.clone().into_os_string();
         if !prefix.as_bytes().ends_with(b"/") {
             prefix.push("/");
         }
+        let prefix = PathBytes::new(prefix.as_bytes()).expect("it was opened by this path");
+        let prefix = prefix.to_owned();
         Ok(Self { fd, path: absolute, prefix, id, local })
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// What the full path of a file in it begins with.
-    pub(super) fn prefix(&self) -> &[u8] {
-        self.prefix.as_bytes()
     }
 
     /// Its device and inode.
@@ -85,8 +84,7 @@ impl Directory {
         self.id.dev
     }
 
-    /// Whether it is on a file system whose locks and lookups cannot hang, and was reached through
-    /// none that can.
+    #[cfg(feature = "snapshot")]
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }
@@ -94,7 +92,7 @@ impl Directory {
     /// Whether its path still leads to it.
     #[cold]
     pub(crate) fn is_where_it_was(&self) -> bool {
-        fs::stat(&self.path).is_ok_and(|status| status.id == self.id)
+        fs::stat(&self.path).is_ok_and(|status| status.id() == self.id)
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) enum Identity {
 /// Whether the file `id`, which somebody has open, is what the path leads to.
 pub(super) fn is_at(id: FileId, path: &LockPath<'_>) -> Result<Identity, IoError> {
     match path.stat() {
-        Ok(there) if there.is_none_or(|there| there.id == id) => Ok(Identity::Same),
+        Ok(there) if there.as_ref().is_none_or(|there| there.id() == id) => Ok(Identity::Same),
         Ok(_) | Err(Errno::NOENT | Errno::NOTDIR) => match path {
             LockPath::InDirectory { directory, .. } if !directory.is_where_it_was() => {
                 Ok(Identity::DirectoryReplaced(directory.path().to_owned()))

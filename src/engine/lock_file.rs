@@ -1,7 +1,6 @@
 //! An open file that holds its lock, and what can be done with it: try again, convert, release.
 //! (`open` makes it, `removal` unlinks it.)
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +10,7 @@ use super::lock_path::LockPath;
 use super::name::Name;
 #[cfg(feature = "snapshot")]
 use crate::sys::fs::Access;
-use crate::sys::{local_fs, ofd};
+use crate::sys::{Errno, local_fs, ofd};
 use crate::types::{ByteRange, FileId, InvalidRequest, IoError, Mode};
 
 /// An open file with our lock on it.
@@ -93,7 +92,7 @@ impl LockFile {
     }
 
     /// Tries to lock in this mode, whatever it holds now. What is held stays held if it is refused.
-    pub(crate) fn convert(&self, mode: Mode) -> io::Result<bool> {
+    pub(crate) fn convert(&self, mode: Mode) -> Result<bool, Errno> {
         ofd::try_lock(self.fd.as_fd(), mode, self.range)
     }
 

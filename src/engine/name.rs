@@ -3,7 +3,7 @@
 //! A [`Naming`] is chosen once for a space; a [`Target`](crate::Target) says which resource is meant,
 //! each time.
 
-use std::ffi::{CStr, OsStr};
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use std::sync::{Arc, LazyLock};
 
 use hashbrown::DefaultHashBuilder;
 use md5::Digest as _;
-use smallvec::SmallVec;
 
 use super::directory::Directory;
 use super::lock_path::LockPath;
+use crate::sys::fs::{PathBuffer, PathBytes, has_byte, with_c_path};
 use crate::types::{InvalidRequest, IoError, Naming, NamingKind, Scheme};
 
 /// The longest path that the kernel takes (`PATH_MAX` without its NUL), and so the longest name.
@@ -97,7 +97,7 @@ impl OpenNaming {
     /// The name with its way to a file, if such a name can be here.
     pub(crate) fn name<'a>(&self, key: impl Into<Key<'a>>) -> Result<Arc<Name>, InvalidRequest> {
         let text = key.into().text;
-        check(text)?;
+        let checked = check(text)?;
         let way = match self {
             Self::Directory(scheme, directory) => {
                 if *scheme == Scheme::Verbatim {
@@ -111,7 +111,7 @@ impl OpenNaming {
             Self::Direct => Way::Path,
             Self::InMemory => Way::Nowhere,
         };
-        Ok(Name::new(text, way))
+        Ok(Name::new(checked, way))
     }
 
     /// A name for an open file that was handed in. `path` is where it seems to be, for messages.
@@ -119,19 +119,17 @@ impl OpenNaming {
         key: impl Into<Key<'a>>,
         path: PathBuf,
     ) -> Result<Arc<Name>, InvalidRequest> {
-        let text = key.into().text;
-        check(text)?;
+        let text = check(key.into().text)?;
         Ok(Name::new(text, Way::Opened(Box::new(path))))
     }
 }
 
-/// What no naming allows: such a name could never be written where C strings are.
-pub(crate) fn check(text: &OsStr) -> Result<(), InvalidRequest> {
+/// Refuses what no naming allows: such a name could never be written where C strings are.
+pub(crate) fn check(text: &OsStr) -> Result<PathBytes<'_>, InvalidRequest> {
     match text.as_bytes() {
         [] => Err(InvalidRequest::Empty),
         bytes if bytes.len() > LONGEST_NAME => Err(InvalidRequest::TooLong { max: LONGEST_NAME }),
-        bytes if bytes.contains(&0) => Err(InvalidRequest::Nul),
-        _ => Ok(()),
+        bytes => PathBytes::new(bytes).ok_or(InvalidRequest::Nul),
     }
 }
 
@@ -142,7 +140,7 @@ pub(crate) fn check_component(text: &OsStr) -> Result<(), InvalidRequest> {
             Err(InvalidRequest::TooLong { max: LONGEST_COMPONENT })
         }
         b"." | b".." => Err(InvalidRequest::NotOneComponent),
-        bytes if bytes.contains(&b'/') => Err(InvalidRequest::NotOneComponent),
+        bytes if has_byte(bytes, b'/') => Err(InvalidRequest::NotOneComponent),
         _ => Ok(()),
     }
 }
@@ -154,7 +152,7 @@ pub(crate) fn check_component(text: &OsStr) -> Result<(), InvalidRequest> {
 #[derive(Debug)]
 pub(crate) struct Name {
     /// Of up to 32 bytes, as hashed names are, without an allocation of its own.
-    text: SmallVec<[u8; 32]>,
+    text: PathBuffer,
     way: Way,
 }
 
@@ -167,64 +165,43 @@ enum Way {
     Nowhere,
 }
 
-/// A path of these parts with its NUL: on the stack, or on the heap if it is longer than that.
-fn join<'a>(
-    parts: [&[u8]; 2],
-    stack_buf: &'a mut [u8; 320],
-    heap_buf: &'a mut Vec<u8>,
-) -> &'a CStr {
-    let [first, second] = parts;
-    let len = first.len() + second.len();
-    let path = match stack_buf.get_mut(..=len) {
-        Some(path) => path,
-        None => {
-            heap_buf.resize(len + 1, 0);
-            &mut heap_buf[..]
-        }
-    };
-    path[..first.len()].copy_from_slice(first);
-    path[first.len()..len].copy_from_slice(second);
-    CStr::from_bytes_with_nul(path).expect("neither a name nor an open directory's path has a NUL")
-}
-
 /// The digest in hexadecimal, in this buffer.
-fn hexadecimal<'a>(digest: &[u8], buffer: &'a mut [u8; 64]) -> &'a [u8] {
+fn hexadecimal<'a>(digest: &[u8], buffer: &'a mut [u8; 64]) -> PathBytes<'a> {
     let text = &mut buffer[..2 * digest.len()];
     hex::encode_to_slice(digest, text).expect("it is twice as long");
-    text
+    PathBytes::new(text).expect("digits are no NULs")
 }
 
 impl Name {
-    fn new(text: &OsStr, way: Way) -> Arc<Self> {
-        Arc::new(Self { text: SmallVec::from_slice(text.as_bytes()), way })
+    fn new(text: PathBytes<'_>, way: Way) -> Arc<Self> {
+        Arc::new(Self { text: text.to_owned(), way })
     }
 
     /// The name that the caller knows.
     pub(crate) fn text(&self) -> &OsStr {
-        OsStr::from_bytes(&self.text)
+        OsStr::from_bytes(self.text.as_path_bytes().as_bytes())
     }
 
     /// Tells where it leads. That is written down on the stack, since every acquire comes this way;
     /// a hashed name is hashed for it, each time.
     pub(crate) fn with_path<T>(&self, to: impl FnOnce(&LockPath<'_>) -> T) -> T {
-        let (mut stack_buf, mut heap_buf) = ([0; 320], Vec::new());
+        let text = self.text.as_path_bytes();
         match &self.way {
             Way::In(scheme, directory) => {
                 let mut digits = [0; 64];
                 let file = match scheme {
-                    Scheme::Md5 => hexadecimal(&md5::Md5::digest(&self.text), &mut digits),
+                    Scheme::Md5 => hexadecimal(&md5::Md5::digest(text.as_bytes()), &mut digits),
                     #[cfg(feature = "sha256")]
-                    Scheme::Sha256 => hexadecimal(&sha2::Sha256::digest(&self.text), &mut digits),
-                    Scheme::Verbatim => &self.text,
+                    Scheme::Sha256 => {
+                        hexadecimal(&sha2::Sha256::digest(text.as_bytes()), &mut digits)
+                    }
+                    Scheme::Verbatim => text,
                 };
-                let full_path = join([directory.prefix(), file], &mut stack_buf, &mut heap_buf);
-                let file = &full_path.to_bytes_with_nul()[directory.prefix().len()..];
-                let file = CStr::from_bytes_with_nul(file).expect("it is the end of the path");
-                to(&LockPath::InDirectory { directory, full_path, file })
+                with_c_path(directory.prefix.as_path_bytes(), file, |full_path, file| {
+                    to(&LockPath::InDirectory { directory, full_path, file })
+                })
             }
-            Way::Path => {
-                to(&LockPath::Direct(join([&self.text, &[]], &mut stack_buf, &mut heap_buf)))
-            }
+            Way::Path => with_c_path(text, PathBytes::EMPTY, |path, _| to(&LockPath::Direct(path))),
             Way::Opened(_) | Way::Nowhere => to(&LockPath::Nowhere),
         }
     }
@@ -235,7 +212,9 @@ impl Name {
     pub(crate) fn sent_to_libvirt(&self) -> Option<String> {
         match &self.way {
             #[cfg(feature = "sha256")]
-            Way::In(Scheme::Sha256, _) => Some(hex::encode(sha2::Sha256::digest(&self.text))),
+            Way::In(Scheme::Sha256, _) => {
+                Some(hex::encode(sha2::Sha256::digest(self.text().as_bytes())))
+            }
             _ => None,
         }
     }

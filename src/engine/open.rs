@@ -1,13 +1,13 @@
 //! From a name to a lock: open, lock, check that the name still leads to the descriptor.
 
 use std::ffi::{CStr, OsStr};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::check::{check_file, check_kind, is_plain};
+use super::check::{check_file, check_kind};
 use super::directory::Directory;
 use super::identity::{Identity, is_at};
 use super::lock_file::{LockError, LockFile};
@@ -15,7 +15,7 @@ use super::lock_path::LockPath;
 use super::name::Name;
 use crate::sys::fs::{self, FileStatus};
 use crate::sys::{Errno, fd as descriptor, ofd};
-use crate::types::{ByteRange, InvalidRequest, IoError, LockSpec, Mode};
+use crate::types::{ByteRange, FileId, InvalidRequest, IoError, LockSpec, Mode};
 
 /// How often a file that was replaced meanwhile is opened again. Eight processes that create and
 /// unlink one name without pause need a handful.
@@ -25,6 +25,14 @@ const TRIES: u32 = 1000;
 struct Opened {
     fd: OwnedFd,
     created: bool,
+}
+
+/// What has come of one attempt to open and lock a file, where it is not plain that it is locked.
+struct Attempt {
+    number: u32,
+    created: bool,
+    status: FileStatus,
+    locked: Result<bool, Errno>,
 }
 
 impl LockFile {
@@ -37,43 +45,27 @@ impl LockFile {
     ) -> Result<Self, LockError> {
         name.with_path(|path| {
             for attempt in 0..TRIES {
-                let Some(opened) = open(path, spec)? else { continue };
-                if let Some(locked) = Self::lock(path, spec, opened, attempt, stale_retries)? {
-                    return Ok(locked);
+                let Some(Opened { fd, created }) = open(path, spec)? else { continue };
+                let locked = ofd::try_lock(fd.as_fd(), spec.mode, spec.range);
+                let status = match fs::fstat(&fd) {
+                    Ok(status) => status,
+                    Err(errno) => {
+                        ofd::unlock_and_close(fd, spec.range);
+                        return Err(IoError::new("fstat", path.to_path(), errno).into());
+                    }
+                };
+                let file = Self::opened_at(path, fd, status.id(), spec);
+                // As it is nearly always. All else is looked at closely.
+                if locked == Ok(true) && is_plain(&status, spec) && file.is_there(path) {
+                    return Ok(file);
+                }
+                let attempt = Attempt { number: attempt, created, status, locked };
+                if let Some(file) = file.classify(path, spec, attempt, stale_retries)? {
+                    return Ok(file);
                 }
             }
             Err(LockError::Unstable(TRIES))
         })
-    }
-
-    /// Locks a file that was opened, and perhaps created. `None`: begin again.
-    #[inline]
-    fn lock(
-        path: &LockPath<'_>,
-        spec: &LockSpec,
-        Opened { fd, created }: Opened,
-        attempt: u32,
-        stale_retries: &AtomicU64,
-    ) -> Result<Option<Self>, LockError> {
-        let locked = ofd::try_lock(fd.as_fd(), spec.mode, spec.range);
-        let status = match fs::fstat(&fd) {
-            Ok(status) => status,
-            Err(errno) => {
-                ofd::unlock_and_close(fd, spec.range);
-                return Err(IoError::new("fstat", path.to_path(), errno).into());
-            }
-        };
-        let file = Self::opened_at(path, fd, &status, spec);
-        // As it is nearly always. All else is looked at closely.
-        if matches!(locked, Ok(true)) && is_plain(&status, spec) && file.is_there(path) {
-            return Ok(Some(file));
-        }
-        let locked = locked.map_err(|source| IoError::new("fcntl", path.to_path(), source));
-        if let Err(error) = check_file(&status, || path.to_path(), spec) {
-            file.close();
-            return Err(error);
-        }
-        file.classify(path, spec, (locked, created), attempt, stale_retries)
     }
 
     /// What is to become of a file that was opened, and perhaps locked, perhaps created: it may be
@@ -83,15 +75,19 @@ impl LockFile {
         self,
         path: &LockPath<'_>,
         spec: &LockSpec,
-        (locked, created): (Result<bool, IoError>, bool),
-        attempt: u32,
+        Attempt { number, created, status, locked }: Attempt,
         stale_retries: &AtomicU64,
     ) -> Result<Option<Self>, LockError> {
+        if let Err(error) = check_file(&status, || path.to_path(), spec) {
+            self.close();
+            return Err(error);
+        }
+        let locked = locked.map_err(|errno| IoError::new("fcntl", path.to_path(), errno));
         let refused = match locked.and_then(|locked| Ok((locked, is_at(self.id, path)?))) {
             Ok((true, Identity::Same)) => return Ok(Some(self)),
             // Nobody holds it any more. Only a remover that was stopped takes long.
-            Ok((false, Identity::Same)) if attempt < TRIES / 2 && !self.is_held(spec) => {
-                back_off(attempt);
+            Ok((false, Identity::Same)) if number < TRIES / 2 && !self.is_held(spec) => {
+                back_off(number);
                 None
             }
             Ok((false, Identity::Same)) if !created => return Err(LockError::Contended(self)),
@@ -113,20 +109,24 @@ impl LockFile {
 
     /// Whether what the name leads to is this file; `false` may be a call that failed.
     fn is_there(&self, path: &LockPath<'_>) -> bool {
-        path.stat().is_ok_and(|there| there.is_none_or(|there| there.id == self.id))
+        path.stat().is_ok_and(|there| there.is_none_or(|there| there.id() == self.id))
     }
 
-    fn opened_at(path: &LockPath<'_>, fd: OwnedFd, status: &FileStatus, spec: &LockSpec) -> Self {
-        let id = status.id;
+    fn opened_at(path: &LockPath<'_>, fd: OwnedFd, id: FileId, spec: &LockSpec) -> Self {
         let (writable, local) = match path {
             LockPath::InDirectory { directory, .. } => {
-                (true, directory.is_local() && directory.device() == id.dev)
+                (true, directory.local && directory.id.dev == id.dev)
             }
             // Asked when somebody waits.
             LockPath::Direct(_) | LockPath::Nowhere => (spec.needs_writing(), false),
         };
         Self { fd, id, range: spec.range, writable, local }
     }
+}
+
+/// Whether it is what nearly all files are, and so needs no closer look.
+fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
+    !spec.refuse_hard_links && status.is_regular()
 }
 
 /// Lets whoever removes a file get on with it: at first by a yield, as it takes microseconds; then,
@@ -149,12 +149,12 @@ fn open(path: &LockPath<'_>, spec: &LockSpec) -> Result<Option<Opened>, LockErro
         LockPath::Nowhere => return Err(LockError::NotFound),
     };
     match opened {
-        Some(Opened { fd: low, created }) if descriptor::is_stdio(&low) => {
+        Some(Opened { fd: low, created }) if low.as_raw_fd() <= descriptor::LAST_STDIO => {
             match descriptor::above_stdio(&low) {
                 Ok(fd) => Ok(Some(Opened { fd, created })),
                 Err(errno) => {
                     if let Ok(status) = fs::fstat(&low) {
-                        let file = LockFile::opened_at(path, low, &status, spec);
+                        let file = LockFile::opened_at(path, low, status.id(), spec);
                         let _ = file.release_at(path, created.then_some(Mode::Shared));
                     }
                     Err(IoError::new("fcntl", path.to_path(), errno).into())
@@ -171,15 +171,15 @@ fn open_in(
     path: impl Fn() -> PathBuf,
     spec: &LockSpec,
 ) -> Result<Option<Opened>, LockError> {
-    let create = || fs::create_in(directory.as_fd(), file, spec.file_mode);
+    let create = || fs::create_in(directory.fd.as_fd(), file, spec.file_mode);
     // What is to be created is hardly ever there: one call less. Only an answer that says so counts.
     if spec.create
-        && directory.is_local()
+        && directory.local
         && let Ok(fd) = create()
     {
         return Ok(Some(Opened { fd, created: true }));
     }
-    match fs::open_in(directory.as_fd(), file) {
+    match fs::open_in(directory.fd.as_fd(), file) {
         Ok(fd) => Ok(Some(Opened { fd, created: false })),
         // Where the directory has moved away, what is created is seen not to be at its path.
         Err(Errno::NOENT) if spec.create => match create() {
@@ -196,8 +196,8 @@ fn open_in(
         Err(Errno::NOENT) => Err(LockError::NotFound),
         Err(errno) => {
             // A symlink, a directory, a socket: say what it is rather than what open says.
-            if let Ok(status) = fs::stat_in(directory.as_fd(), file) {
-                check_kind(status.kind, &path)?;
+            if let Ok(status) = fs::stat_in(directory.fd.as_fd(), file) {
+                check_kind(status.kind(), &path)?;
             }
             Err(IoError::new("openat", path(), errno).into())
         }
@@ -255,10 +255,10 @@ fn create_in(path: &LockPath<'_>, spec: &LockSpec) -> Result<bool, LockError> {
     let Some(Opened { fd, created }) = open(path, spec)? else { return Ok(false) };
     let status = fs::fstat(&fd).map_err(|errno| IoError::new("fstat", path.to_path(), errno))?;
     check_file(&status, || path.to_path(), spec)?;
-    match is_at(status.id, path)? {
+    match is_at(status.id(), path)? {
         Identity::Same => Ok(true),
         Identity::DirectoryReplaced(directory) => {
-            let file = LockFile::opened_at(path, fd, &status, spec);
+            let file = LockFile::opened_at(path, fd, status.id(), spec);
             let _ = file.release_at(path, created.then_some(Mode::Shared));
             Err(LockError::DirectoryReplaced(directory))
         }

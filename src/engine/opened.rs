@@ -57,9 +57,9 @@ impl LockFile {
     ) -> Result<Self, LockError> {
         let path = path_of(fd.as_fd());
         let failed = |call, source| LockError::Io(IoError::new(call, &path, source));
-        let status = fs::fstat(&fd).map_err(|errno| failed("fstat", errno.into()))?;
+        let status = fs::fstat(&fd).map_err(|errno| failed("fstat", errno))?;
         check_file(&status, || path.clone(), spec)?;
-        let access = fs::access_of(&fd).map_err(|errno| failed("fcntl", errno.into()))?;
+        let access = fs::access_of(&fd).map_err(|errno| failed("fcntl", errno))?;
         check_access(access, spec.mode)?;
         let _guard = inodes.lock_inode(id);
         refuse_locked(fd.as_fd())?;

@@ -38,14 +38,14 @@ impl LockFile {
             return Ok(());
         }
         match fs::stat_in(directory.as_fd(), file) {
-            Ok(there) if there.id == self.id => {}
+            Ok(there) if there.id() == self.id => {}
             // What is there is not ours, or nothing is.
             Ok(_) | Err(Errno::NOENT) => return Ok(()),
-            Err(errno) => return Err(failed("newfstatat", errno.into())),
+            Err(errno) => return Err(failed("newfstatat", errno)),
         }
         match fs::unlink_in(directory.as_fd(), file) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
-            Err(errno) => Err(failed("unlinkat", errno.into())),
+            Err(errno) => Err(failed("unlinkat", errno)),
         }
     }
 
@@ -77,7 +77,7 @@ pub(crate) fn delete_file(name: &Name, stale_retries: &AtomicU64) -> Result<(), 
     let removed = name.with_path(|path| match path {
         LockPath::InDirectory { directory, file: there, .. } => {
             // Never another file than the one that is locked, whatever became of the directory.
-            match fs::stat_in(directory.as_fd(), there)?.id == file.id {
+            match fs::stat_in(directory.as_fd(), there)?.id() == file.id {
                 true => fs::unlink_in(directory.as_fd(), there),
                 false => Err(Errno::STALE),
             }

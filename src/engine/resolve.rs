@@ -24,11 +24,11 @@ pub(crate) fn resolve_image(
     };
     let resolved = std::fs::canonicalize(path).map_err(|source| failed("realpath", source))?;
     let status = fs::stat(&resolved).map_err(|errno| failed("stat", errno.into()))?;
-    check_kind(status.kind, || resolved.clone())?;
+    check_kind(status.kind(), || resolved.clone())?;
     if refuse_hard_links {
-        check_links(status.links)?;
+        check_links(status.links())?;
     }
-    Ok((resolved, status.id))
+    Ok((resolved, status.id()))
 }
 
 /// The path of an image that may not be there yet: as [`resolve_image`] tells it, or will tell it
@@ -50,7 +50,7 @@ pub(crate) fn resolve_new_image(
         Err(Errno::NOENT) => return Ok((full_path, None)),
         Err(errno) => return Err(IoError::new("lstat", &full_path, errno).into()),
     };
-    if status.kind == FileKind::Symlink {
+    if status.kind() == FileKind::Symlink {
         return match resolve_image(&full_path, refuse_hard_links) {
             Ok((resolved, id)) => Ok((resolved, Some(id))),
             // Whoever makes the file may replace the symlink or follow it: these are two names.
@@ -58,11 +58,11 @@ pub(crate) fn resolve_new_image(
             Err(error) => Err(error),
         };
     }
-    check_kind(status.kind, || full_path.clone())?;
+    check_kind(status.kind(), || full_path.clone())?;
     if refuse_hard_links {
-        check_links(status.links)?;
+        check_links(status.links())?;
     }
-    Ok((full_path, Some(status.id)))
+    Ok((full_path, Some(status.id())))
 }
 
 /// A path's folder and its last component, byte by byte: [`Path::file_name`] takes `a/` and `a/.`
@@ -91,15 +91,15 @@ fn folder_and_last(path: &Path) -> Result<(&Path, &OsStr), InvalidRequest> {
 pub(crate) fn id_of(fd: BorrowedFd<'_>, refuse_hard_links: bool) -> Result<FileId, LockError> {
     let status = fs::fstat(fd).map_err(|errno| IoError::new("fstat", path_of(fd), errno))?;
     if refuse_hard_links {
-        check_links(status.links)?;
+        check_links(status.links())?;
     }
-    Ok(status.id)
+    Ok(status.id())
 }
 
 /// Which file the path leads to, without opening it.
 pub(crate) fn id_at(path: &Path) -> Result<FileId, LockError> {
     match fs::stat(path) {
-        Ok(status) => Ok(status.id),
+        Ok(status) => Ok(status.id()),
         Err(Errno::NOENT) => Err(LockError::NotFound),
         Err(errno) => Err(IoError::new("stat", path, errno).into()),
     }
@@ -107,5 +107,5 @@ pub(crate) fn id_at(path: &Path) -> Result<FileId, LockError> {
 
 /// Refuses a file that has other names. What is not there has none.
 pub(crate) fn refuse_hard_links(path: &Path) -> Result<(), LockError> {
-    fs::stat(path).map_or(Ok(()), |status| check_links(status.links))
+    fs::stat(path).map_or(Ok(()), |status| check_links(status.links()))
 }

@@ -3,20 +3,18 @@
 
 #[cfg(feature = "snapshot")]
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 
 use super::Errno;
 use super::procfs::Descriptor;
 
-/// Whether a descriptor has the number of standard input, output or error: what a program prints
-/// must never land in it.
-pub(crate) fn is_stdio(fd: &OwnedFd) -> bool {
-    fd.as_raw_fd() <= 2
-}
+/// Standard input, output and error have this number and those below. No lock file may have one:
+/// what a program prints must never land in it.
+pub(crate) const LAST_STDIO: RawFd = 2;
 
 /// A duplicate, close-on-exec, with a number above those of standard input, output and error.
 pub(crate) fn above_stdio(fd: impl AsFd) -> Result<OwnedFd, Errno> {
-    rustix::io::fcntl_dupfd_cloexec(fd, 3)
+    rustix::io::fcntl_dupfd_cloexec(fd, LAST_STDIO + 1)
 }
 
 /// Whether two descriptors of this process are one open file description; `None` where the
@@ -115,6 +113,7 @@ pub(crate) fn set_on_exec(numbers: &[RawFd], on_exec: OnExec) -> io::Result<()> 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
+    use std::os::fd::AsRawFd;
 
     use super::*;
 
@@ -140,6 +139,6 @@ mod tests {
     #[test]
     fn a_duplicate_is_above_standard_error() {
         let file: OwnedFd = File::open("/dev/null").unwrap().into();
-        assert!(!is_stdio(&above_stdio(&file).unwrap()));
+        assert!(above_stdio(&file).unwrap().as_raw_fd() > LAST_STDIO);
     }
 }

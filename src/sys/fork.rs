@@ -59,8 +59,7 @@ impl<T> PerProcess<T> {
 
     /// Whether `value` is this process's own, not one that a parent left in our memory.
     pub(crate) fn is_current(&self, value: &'static T) -> bool {
-        let here = self.word().map_or(ptr::null_mut(), |word| word.load(Ordering::Relaxed));
-        ptr::eq(here, value)
+        self.word().is_some_and(|word| ptr::eq(word.load(Ordering::Relaxed), value))
     }
 
     fn word(&self) -> Option<&'static AtomicPtr<T>> {

@@ -6,10 +6,13 @@
 //! - `open(2)`, `stat(2)`, `unlink(2)`
 
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr;
 
 use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
 use rustix::path::Arg;
+use smallvec::SmallVec;
 
 use super::Errno;
 use crate::types::FileId;
@@ -22,13 +25,22 @@ const OPEN_IN: OFlags = OPEN.union(OFlags::RDWR).union(OFlags::NOFOLLOW);
 
 const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
 
-/// What `stat` tells of a file, as far as it matters here.
+/// Longer than most paths are. Those that are longer still stand on the heap.
+const STACK_BUF: usize = 320;
+
+/// Bytes of a path, without a NUL among them.
 #[derive(Clone, Copy, Debug)]
+pub(crate) struct PathBytes<'a>(&'a [u8]);
+
+/// The same, kept. Up to 32 bytes, as hashed names have, need no allocation.
+#[derive(Clone, Debug)]
+pub(crate) struct PathBuffer(SmallVec<[u8; 32]>);
+
+/// What `stat` tells of a file, as far as it matters here.
 pub(crate) struct FileStatus {
-    pub(crate) id: FileId,
-    pub(crate) kind: FileKind,
-    /// How many names it has.
-    pub(crate) links: u64,
+    id: FileId,
+    mode: u32,
+    links: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +62,68 @@ pub(crate) struct Access {
     pub(crate) write: bool,
 }
 
+impl<'a> PathBytes<'a> {
+    pub(crate) const EMPTY: Self = Self(&[]);
+
+    /// `None` if there is a NUL among them.
+    pub(crate) fn new(bytes: &'a [u8]) -> Option<Self> {
+        (!has_byte(bytes, 0)).then_some(Self(bytes))
+    }
+
+    pub(crate) fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(crate) fn to_owned(self) -> PathBuffer {
+        PathBuffer(SmallVec::from_slice(self.0))
+    }
+}
+
+impl PathBuffer {
+    pub(crate) fn as_path_bytes(&self) -> PathBytes<'_> {
+        PathBytes(&self.0)
+    }
+}
+
+/// As `contains`, but always to the end: so the compiler takes many bytes in one step.
+pub(crate) fn has_byte(bytes: &[u8], byte: u8) -> bool {
+    bytes.iter().fold(false, |found, &other| found | (other == byte))
+}
+
+/// Writes down, on the stack if it is not long, the path of these two parts, one right after the
+/// other, and gives it to `to`, with its second part alone.
+#[inline]
+pub(crate) fn with_c_path<T>(
+    first: PathBytes<'_>,
+    second: PathBytes<'_>,
+    to: impl FnOnce(&CStr, &CStr) -> T,
+) -> T {
+    let (first, second) = (first.0, second.0);
+    let len = first.len() + second.len();
+    let mut stack_buf = [MaybeUninit::<u8>::uninit(); STACK_BUF];
+    let mut heap_buf = Vec::new();
+    let buffer = match stack_buf.get_mut(..=len) {
+        Some(buffer) => buffer,
+        None => {
+            heap_buf.resize(len + 1, MaybeUninit::uninit());
+            &mut heap_buf[..]
+        }
+    };
+    let start = buffer.as_mut_ptr().cast::<u8>();
+    // SAFETY: the buffer has `len + 1` bytes, into which the parts and the NUL fit, and nobody else
+    // uses it. All of them are written, and so can be read as bytes. Both paths end with the NUL
+    // that is written last, and have no other, since there is none in `PathBytes`.
+    let (path, second) = unsafe {
+        ptr::copy_nonoverlapping(first.as_ptr(), start, first.len());
+        ptr::copy_nonoverlapping(second.as_ptr(), start.add(first.len()), second.len());
+        start.add(len).write(0);
+        let path = std::slice::from_raw_parts(start, len + 1);
+        let of = |bytes| CStr::from_bytes_with_nul_unchecked(bytes);
+        (of(path), of(&path[first.len()..]))
+    };
+    to(path, second)
+}
+
 impl Access {
     pub(super) fn of(flags: OFlags) -> Self {
         let access = flags & OFlags::RWMODE;
@@ -59,11 +133,32 @@ impl Access {
     }
 }
 
-impl From<Stat> for FileStatus {
-    // These fields have other widths on other targets.
-    #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
-    fn from(stat: Stat) -> Self {
-        let kind = match FileType::from_raw_mode(stat.st_mode) {
+#[allow(clippy::unnecessary_cast)] // these fields have other widths on other targets
+fn id_of(stat: &Stat) -> FileId {
+    FileId { dev: stat.st_dev as u64, ino: stat.st_ino as u64 }
+}
+
+impl FileStatus {
+    #[allow(clippy::unnecessary_cast)] // as above
+    fn of(stat: Stat) -> Self {
+        Self { id: id_of(&stat), mode: stat.st_mode, links: stat.st_nlink as u64 }
+    }
+
+    pub(crate) fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// How many names it has.
+    pub(crate) fn links(&self) -> u64 {
+        self.links
+    }
+
+    pub(crate) fn is_regular(&self) -> bool {
+        FileType::from_raw_mode(self.mode) == FileType::RegularFile
+    }
+
+    pub(crate) fn kind(&self) -> FileKind {
+        match FileType::from_raw_mode(self.mode) {
             FileType::RegularFile => FileKind::Regular,
             FileType::BlockDevice => FileKind::BlockDevice,
             FileType::Directory => FileKind::Directory,
@@ -72,30 +167,28 @@ impl From<Stat> for FileStatus {
             FileType::Socket => FileKind::Socket,
             FileType::CharacterDevice => FileKind::CharacterDevice,
             FileType::Unknown => FileKind::Unknown,
-        };
-        let id = FileId { dev: stat.st_dev as u64, ino: stat.st_ino as u64 };
-        Self { id, kind, links: stat.st_nlink as u64 }
+        }
     }
 }
 
 /// The file that a path leads to, symlinks followed.
 pub(crate) fn stat(path: impl Arg) -> Result<FileStatus, Errno> {
-    rustix::fs::stat(path).map(FileStatus::from)
+    rustix::fs::stat(path).map(FileStatus::of)
 }
 
 /// The file that a path leads to; a symlink as its last component is told of itself.
 pub(crate) fn lstat(path: impl Arg) -> Result<FileStatus, Errno> {
-    rustix::fs::lstat(path).map(FileStatus::from)
+    rustix::fs::lstat(path).map(FileStatus::of)
 }
 
 /// The file of this name in a directory; a symlink is told of itself.
 pub(crate) fn stat_in(directory: BorrowedFd<'_>, name: &CStr) -> Result<FileStatus, Errno> {
-    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(FileStatus::from)
+    rustix::fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map(FileStatus::of)
 }
 
 /// The file of an open descriptor.
 pub(crate) fn fstat(fd: impl AsFd) -> Result<FileStatus, Errno> {
-    rustix::fs::fstat(fd).map(FileStatus::from)
+    rustix::fs::fstat(fd).map(FileStatus::of)
 }
 
 /// Opens a file by its path, for reading, and for writing too if `write` says so. Never creates it.
@@ -153,4 +246,39 @@ pub(crate) fn can_read(path: &CStr) -> bool {
 /// What a descriptor was opened for.
 pub(crate) fn access_of(fd: impl AsFd) -> Result<Access, Errno> {
     rustix::fs::fcntl_getfl(fd).map(Access::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_its_parts_and_a_nul() {
+        let joined = |first: &[u8], second: &[u8]| {
+            let parts = [first, second].map(|bytes| PathBytes::new(bytes).unwrap());
+            with_c_path(parts[0], parts[1], |path, second| {
+                (path.to_bytes_with_nul().to_vec(), second.to_bytes_with_nul().to_vec())
+            })
+        };
+        assert_eq!(joined(b"/run/", b"a"), (b"/run/a\0".to_vec(), b"a\0".to_vec()));
+        assert_eq!(joined(b"/img", b""), (b"/img\0".to_vec(), b"\0".to_vec()));
+        for len in [STACK_BUF - 3, STACK_BUF - 2, STACK_BUF - 1, STACK_BUF, 4095] {
+            let second = vec![b'x'; len];
+            let full_path = [b"/".as_slice(), &second, b"\0"].concat();
+            assert_eq!(joined(b"/", &second), (full_path.clone(), full_path[1..].to_vec()));
+        }
+    }
+
+    #[test]
+    fn no_path_has_a_nul_within() {
+        for len in [1, 16, 33, 100] {
+            let mut bytes = vec![b'x'; len];
+            assert_eq!(PathBytes::new(&bytes).unwrap().to_owned().as_path_bytes().0, bytes);
+            for at in [0, len / 2, len - 1] {
+                bytes[at] = 0;
+                assert!(PathBytes::new(&bytes).is_none(), "{at} of {len}");
+                bytes[at] = b'x';
+            }
+        }
+    }
 }

@@ -35,7 +35,7 @@ impl MemoryFile {
 }
 
 fn inode(file: &File) -> io::Result<u64> {
-    Ok(super::fs::fstat(file)?.id.ino)
+    Ok(super::fs::fstat(file)?.id().ino)
 }
 
 fn all_seals() -> SealFlags {

@@ -12,9 +12,10 @@
 //! # References
 //! - `fcntl_locking(2)`, "Open file description locks"
 
-use crate::types::{ByteRange, Mode};
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+
+use super::Errno;
+use crate::types::{ByteRange, Mode};
 
 /// Tries to take, or to convert, this description's lock on `range`; never blocks.
 ///
@@ -24,13 +25,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 /// # Errors
 /// `EBADF` where the descriptor is not open for what the mode needs (exclusive: writing, shared:
 /// reading); `ENOLCK` where the kernel or a network file system has no lock to give.
-pub(crate) fn try_lock(fd: BorrowedFd<'_>, mode: Mode, range: ByteRange) -> io::Result<bool> {
-    match set(fd, kind_of(mode), range) {
-        Ok(()) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-            Ok(false)
-        }
-        Err(error) => Err(error),
+pub(crate) fn try_lock(fd: BorrowedFd<'_>, mode: Mode, range: ByteRange) -> Result<bool, Errno> {
+    match fcntl(fd, libc::F_OFD_SETLK, kind_of(mode), range) {
+        Ok(_) => Ok(true),
+        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -39,9 +38,8 @@ pub(crate) fn in_the_way(
     fd: BorrowedFd<'_>,
     mode: Mode,
     range: ByteRange,
-) -> io::Result<Option<ByteRange>> {
-    let mut lock = lock_on(kind_of(mode), range);
-    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+) -> Result<Option<ByteRange>, Errno> {
+    let lock = fcntl(fd, libc::F_OFD_GETLK, kind_of(mode), range)?;
     if lock.l_type == libc::F_UNLCK as libc::c_short {
         return Ok(None);
     }
@@ -68,21 +66,20 @@ fn range_of(lock: &libc::flock64) -> Option<ByteRange> {
 pub(crate) fn own_lock(
     fd: BorrowedFd<'_>,
     range: ByteRange,
-) -> io::Result<Option<(Mode, ByteRange)>> {
-    let mut lock = lock_on(libc::F_UNLCK, range);
-    fcntl(fd, libc::F_OFD_GETLK, &mut lock)?;
+) -> Result<Option<(Mode, ByteRange)>, Errno> {
+    let lock = fcntl(fd, libc::F_OFD_GETLK, libc::F_UNLCK, range)?;
     let mode = match libc::c_int::from(lock.l_type) {
         libc::F_WRLCK => Mode::Exclusive,
         libc::F_RDLCK => Mode::Shared,
         _ => return Ok(None),
     };
-    let odd = || io::Error::new(io::ErrorKind::InvalidData, "odd range of a lock");
-    Ok(Some((mode, range_of(&lock).ok_or_else(odd)?)))
+    // No kernel tells one that is none.
+    Ok(Some((mode, range_of(&lock).ok_or(Errno::OVERFLOW)?)))
 }
 
 /// Gives back what this description holds within `range`, whoever shares it.
-pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> io::Result<()> {
-    set(fd, libc::F_UNLCK, range)
+pub(crate) fn unlock(fd: BorrowedFd<'_>, range: ByteRange) -> Result<(), Errno> {
+    fcntl(fd, libc::F_OFD_SETLK, libc::F_UNLCK, range).map(drop)
 }
 
 /// Gives back what this description holds within `range`, whoever shares it, and closes the
@@ -101,40 +98,40 @@ pub(crate) fn unlock_and_close(fd: OwnedFd, range: ByteRange) {
 }
 
 fn kind_of(mode: Mode) -> libc::c_int {
-    match mode {
-        Mode::Exclusive => libc::F_WRLCK,
-        Mode::Shared => libc::F_RDLCK,
-    }
+    if mode == Mode::Exclusive { libc::F_WRLCK } else { libc::F_RDLCK }
 }
 
-fn lock_on(kind: libc::c_int, range: ByteRange) -> libc::flock64 {
+/// The system call, with one of the OFD commands; what it leaves in the `flock64`.
+fn fcntl(
+    fd: BorrowedFd<'_>,
+    command: libc::c_int,
+    kind: libc::c_int,
+    range: ByteRange,
+) -> Result<libc::flock64, Errno> {
     // `ByteRange` ends at the largest file offset, so neither number is ever out of range.
-    let in_file = |offset: u64| libc::off64_t::try_from(offset).unwrap_or(libc::off64_t::MAX);
-    // `l_pid` must be 0 in an OFD call, and `l_len` 0 means to the end of the file.
-    libc::flock64 {
+    let mut lock = libc::flock64 {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: in_file(range.start()),
-        l_len: range.len().map_or(0, |len| in_file(len.get())),
+        l_start: range.start().cast_signed(),
+        // 0 means to the end of the file.
+        l_len: range.len().map_or(0, |len| len.get().cast_signed()),
+        // It must be 0 in an OFD call.
         l_pid: 0,
-    }
-}
-
-fn set(fd: BorrowedFd<'_>, kind: libc::c_int, range: ByteRange) -> io::Result<()> {
-    let mut lock = lock_on(kind, range);
+    };
     loop {
-        match fcntl(fd, libc::F_OFD_SETLK, &mut lock) {
+        match call(fd, command, &mut lock) {
+            Ok(()) => return Ok(lock),
             // A file system that answers from afar may be interrupted; nothing has happened then.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            done => return done,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
         }
     }
 }
 
-/// The system call, with one of the OFD commands. Issued here and not by libc, as rustix does for
-/// all others: beside libc's wrapper, a lock and its unlock took 0.73 of the time.
+/// Issued here and not by libc, as rustix does for all others: beside libc's wrapper, a lock and its
+/// unlock took 0.73 of the time.
 #[cfg(target_arch = "x86_64")]
-fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> io::Result<()> {
+fn call(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> Result<(), Errno> {
     let result: isize;
     // SAFETY: this is how Linux is called on x86-64; the registers that the call overwrites are
     // named. The descriptor is open, as its type says, and an OFD command reads and writes nothing
@@ -151,20 +148,17 @@ fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> 
             options(nostack, preserves_flags),
         );
     }
-    match result {
-        0.. => Ok(()),
-        // A negative error number, which fits.
-        error => Err(io::Error::from_raw_os_error(-error as i32)),
-    }
+    // A negative error number, which fits.
+    if result < 0 { Err(Errno::from_raw_os_error(-result as i32)) } else { Ok(()) }
 }
 
-/// The system call, by libc where nothing faster was measured.
+/// By libc where nothing faster was measured.
 #[cfg(not(target_arch = "x86_64"))]
-fn fcntl(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> io::Result<()> {
+fn call(fd: BorrowedFd<'_>, command: libc::c_int, lock: &mut libc::flock64) -> Result<(), Errno> {
     // SAFETY: the descriptor is open, as its type says, and an OFD command reads and writes nothing
     // but the `flock64`, which lives through the call and is nobody else's.
     match unsafe { libc::fcntl(fd.as_raw_fd(), command, std::ptr::from_mut(lock)) } {
         0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+        _ => Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)),
     }
 }

@@ -73,14 +73,14 @@ impl Prover {
             return Err(NotProven::Stdio);
         }
         let status = fs::fstat(fd).map_err(|errno| NotProven::Io(errno.into()))?;
-        match status.kind {
+        match status.kind() {
             FileKind::Regular | FileKind::BlockDevice => {}
             FileKind::Directory => return Err(NotProven::NotAFile("a directory")),
             FileKind::Fifo => return Err(NotProven::NotAFile("a pipe")),
             FileKind::Socket => return Err(NotProven::NotAFile("a socket")),
             _ => return Err(NotProven::NotAFile("neither a file nor a block device")),
         }
-        let file = status.id;
+        let file = status.id();
         if expected.file.is_some_and(|expected| expected != file) {
             return Err(NotProven::OtherFile);
         }

@@ -14,7 +14,7 @@ impl FileKey {
         match Self::of_number(file.as_raw_fd()) {
             Ok(Some(key)) => Ok(key),
             _ => {
-                let id = crate::sys::fs::fstat(file)?.id;
+                let id = crate::sys::fs::fstat(file)?.id();
                 Ok(Self { dev: id.dev, ino: id.ino })
             }
         }
