@@ -31,7 +31,7 @@ use parking_lot::MutexGuard;
 use crate::core::{Core, Hold, OwnedHold, TransitionGuard};
 use crate::engine::{self, Key, LockError, LockFile, Name, OpenNaming};
 use crate::error::{AcquireError, Busy};
-use crate::table::{Admission, Claim, Owners, Slot, Table, Ticket, TurnKey};
+use crate::table::{Admission, Claim, Owners, Table, Ticket, TurnKey};
 use crate::types::{FileId, LockSpec, Origin, OwnerId, Request, Settings, TargetKind};
 use crate::wait::{Start, Wait, WaitContext};
 use admit::Entry;
@@ -121,54 +121,50 @@ impl Core {
         request: &Request<'_>,
     ) -> Result<OwnedHold, AcquireError> {
         let (key, mode) = (Key::from(name), request.settings.mode);
-        let table = self.lock();
+        let mut table = self.lock();
         let slot = table.find(key);
         if let Some(slot) = slot
-            && let Some((held, owners)) = table.resource(slot).refuses(mode)
             && !table.is_frozen()
         {
-            let name = Arc::clone(table.resource(slot).name());
-            drop(table);
-            return Err(AcquireError::Busy(Busy::inside(name, mode, held, owners)));
+            let resource = table.resource(slot);
+            if let Some((held, owners)) = resource.refuses(mode) {
+                let name = Arc::clone(resource.name());
+                drop(table);
+                return Err(AcquireError::Busy(Busy::inside(name, mode, held, owners)));
+            }
+            let range = request.settings.range.unwrap_or(self.range);
+            let claim = Claim { owner, mode, range, file: None, opened: false };
+            if let Admission::Joined = table.admit(slot, &claim) {
+                let name = Arc::clone(table.resource(slot).name());
+                drop(table);
+                return Ok(OwnedHold::new(self, (slot, name), owner, mode));
+            }
         }
-        self.try_further(table, (key, slot), owner, request)
-    }
-
-    /// It is absent, or can be joined; or anything else is in the way, and the try begins anew.
-    #[inline(never)]
-    fn try_further(
-        self: &Arc<Self>,
-        mut table: MutexGuard<'_, Table<LockFile>>,
-        (key, slot): (Key<'_>, Option<Slot>),
-        owner: OwnerId,
-        request: &Request<'_>,
-    ) -> Result<OwnedHold, AcquireError> {
-        if table.is_frozen() {
+        if slot.is_some() || table.is_frozen() {
             drop(table);
             return self.acquire_one(owner, request, Patience::Try);
         }
+        self.try_absent(table, key, owner, request)
+    }
+
+    /// A try of a name that is absent from the table.
+    #[inline(never)]
+    fn try_absent(
+        self: &Arc<Self>,
+        mut table: MutexGuard<'_, Table<LockFile>>,
+        key: Key<'_>,
+        owner: OwnerId,
+        request: &Request<'_>,
+    ) -> Result<OwnedHold, AcquireError> {
         let spec = self.spec(&request.settings);
         let (mode, range) = (spec.mode, spec.range);
         let claim = Claim { owner, mode, range, file: None, opened: false };
-        match slot.map(|slot| (slot, table.admit(slot, &claim))) {
-            None => {
-                let invalid = |why| AcquireError::Invalid { name: key.text().to_owned(), why };
-                let name = self.naming.name(key).map_err(invalid)?;
-                let slot = table.begin_acquire(key.hash(), Arc::clone(&name), &claim);
-                drop(table);
-                let transition = TransitionGuard::new(self, slot, name);
-                self.lock_now(transition, Ok(LockCall { spec, opened: None }), &claim)
-            }
-            Some((slot, Admission::Joined)) => {
-                let name = Arc::clone(table.resource(slot).name());
-                drop(table);
-                Ok(OwnedHold::new(self, (slot, name), owner, mode))
-            }
-            Some(_) => {
-                drop(table);
-                self.acquire_one(owner, request, Patience::Try)
-            }
-        }
+        let invalid = |why| AcquireError::Invalid { name: key.text().to_owned(), why };
+        let name = self.naming.name(key).map_err(invalid)?;
+        let slot = table.begin_acquire(key.hash(), Arc::clone(&name), &claim);
+        drop(table);
+        let transition = TransitionGuard::new(self, slot, name);
+        self.lock_now(transition, Ok(LockCall { spec, opened: None }), &claim)
     }
 
     fn acquire_one(
