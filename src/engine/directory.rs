@@ -84,7 +84,6 @@ impl Directory {
         self.id.dev
     }
 
-    #[cfg(feature = "snapshot")]
     pub(crate) fn is_local(&self) -> bool {
         self.local
     }

@@ -57,7 +57,8 @@ use crate::sys::procfs::{
 /// # System calls
 ///
 /// `open` with `O_PATH`; reads of `/proc/thread-self/fdinfo/FD`, `mountinfo` and `/proc/locks`.
-/// If there is an OFD lock: reads of `/proc/PID/fd` and `fdinfo`, and `kcmp`.
+/// If there is an OFD lock: reads of `/proc/PID/fd` and `fdinfo` (of a process whose main thread has
+/// exited, of `/proc/PID/task/TID`), and `kcmp`.
 ///
 /// # Examples
 ///

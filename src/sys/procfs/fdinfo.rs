@@ -27,9 +27,9 @@ impl FdInfo {
         super::read(&format!("/proc/thread-self/fdinfo/{fd}")).map(Self)
     }
 
-    /// Of a descriptor of the process that this thread is one of.
-    pub(super) fn of(pid: u32, tid: u32, fd: RawFd) -> io::Result<Self> {
-        fs::read(format!("/proc/{pid}/task/{tid}/fdinfo/{fd}")).map(Self)
+    /// What is at this path in `/proc`.
+    pub(super) fn read(path: &str) -> io::Result<Self> {
+        fs::read(path).map(Self)
     }
 
     /// The mount that the descriptor was opened on.

@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::fdinfo::FdInfo;
@@ -20,6 +21,24 @@ pub(crate) struct Descriptor {
     pub(crate) fd: RawFd,
 }
 
+impl Descriptor {
+    fn info(self) -> io::Result<FdInfo> {
+        FdInfo::read(&self.path("fdinfo"))
+    }
+
+    /// Whether it is a socket or the like, which has no locks: reading the link is cheaper than
+    /// making the kernel print an fdinfo, and, unlike a `stat`, asks no file system.
+    fn is_no_file(self) -> bool {
+        let kinds: [&[u8]; 3] = [b"socket:", b"pipe:", b"anon_inode:"];
+        fs::read_link(self.path("fd"))
+            .is_ok_and(|to| kinds.iter().any(|kind| to.as_os_str().as_bytes().starts_with(kind)))
+    }
+
+    fn path(self, folder: &str) -> String {
+        format!("{}/{}", path_of_thread(self.pid, self.tid, folder), self.fd)
+    }
+}
+
 /// Every descriptor in sight that carries an OFD lock on this file, by lock.
 ///
 /// What is in the way of one look (the process has exited, or is not ours to see) ends that look
@@ -31,8 +50,10 @@ pub(crate) fn carriers(file: FileKey) -> io::Result<HashMap<FdLock, Vec<Descript
     for process in processes.flatten() {
         let Some(pid) = super::parse(process.file_name().as_bytes()) else { continue };
         for descriptor in descriptors_of(pid) {
-            let Descriptor { tid, fd, .. } = descriptor;
-            let Ok(info) = FdInfo::of(pid, tid, fd) else { continue };
+            if descriptor.is_no_file() {
+                continue;
+            }
+            let Ok(info) = descriptor.info() else { continue };
             for lock in info.ofd_locks_on(file) {
                 found.entry(lock).or_default().push(descriptor);
             }
@@ -41,37 +62,43 @@ pub(crate) fn carriers(file: FileKey) -> io::Result<HashMap<FdLock, Vec<Descript
     Ok(found)
 }
 
-/// The descriptors of a process that can carry a lock.
+/// The descriptors of a process; none if they are not ours to see.
 fn descriptors_of(pid: u32) -> Vec<Descriptor> {
     match descriptors_by(pid, pid) {
         // A main thread that has exited shows none, while those of the others are the process's.
-        Some(none) if none.is_empty() => {
+        Some(none) if none.is_empty() && has_more_threads(pid) => {
             let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             let threads = threads.filter_map(|thread| super::parse(thread.file_name().as_bytes()));
             let others = threads.filter(|tid| *tid != pid);
-            let shown = others.filter_map(|tid| descriptors_by(pid, tid));
-            shown.max_by_key(Vec::len).unwrap_or_default()
+            let mut shown = others.filter_map(|tid| descriptors_by(pid, tid));
+            shown.find(|descriptors| !descriptors.is_empty()).unwrap_or_default()
         }
         shown => shown.unwrap_or_default(),
     }
 }
 
-/// The same as one of its threads shows them; `None` if it is not ours to see.
-fn descriptors_by(pid: u32, tid: u32) -> Option<Vec<Descriptor>> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/task/{tid}/fd")).ok()?;
-    let descriptors = descriptors.flatten().filter_map(|descriptor| {
-        let fd = super::parse(descriptor.file_name().as_bytes())?;
-        (!is_no_file(&descriptor.path())).then_some(Descriptor { pid, tid, fd })
-    });
-    Some(descriptors.collect())
+/// Whether a process has other threads than its main one: a kernel thread has none, and no
+/// descriptors either.
+fn has_more_threads(pid: u32) -> bool {
+    // The folder itself, its parent, and one for each thread.
+    fs::metadata(format!("/proc/{pid}/task")).is_ok_and(|folder| folder.nlink() > 3)
 }
 
-/// Whether a descriptor is a socket or the like, which has no locks: reading the link is cheaper
-/// than making the kernel print an fdinfo, and, unlike a `stat`, asks no file system.
-fn is_no_file(link: &Path) -> bool {
-    let kinds: [&[u8]; 3] = [b"socket:", b"pipe:", b"anon_inode:"];
-    fs::read_link(link)
-        .is_ok_and(|to| kinds.iter().any(|kind| to.as_os_str().as_bytes().starts_with(kind)))
+/// A folder of a thread. That of the main one is found more quickly as that of the process.
+fn path_of_thread(pid: u32, tid: u32, folder: &str) -> String {
+    if tid == pid {
+        format!("/proc/{pid}/{folder}")
+    } else {
+        format!("/proc/{pid}/task/{tid}/{folder}")
+    }
+}
+
+/// The same as one of its threads shows them; `None` if it is not ours to see.
+fn descriptors_by(pid: u32, tid: u32) -> Option<Vec<Descriptor>> {
+    let descriptors = fs::read_dir(path_of_thread(pid, tid, "fd")).ok()?;
+    let numbers =
+        descriptors.flatten().filter_map(|entry| super::parse(entry.file_name().as_bytes()));
+    Some(numbers.map(|fd| Descriptor { pid, tid, fd }).collect())
 }
 
 /// The short name of a process, which it chose itself; empty where it cannot be read.
