@@ -6,7 +6,7 @@ use super::lock_file::LockError;
 use crate::sys::fs::{FileKind, FileStatus};
 use crate::types::{InvalidRequest, LockSpec};
 
-/// Refuses what cannot be locked as `spec` says.
+/// Refuses a file that no lock can be taken on as `spec` says.
 pub(super) fn check_file(
     status: &FileStatus,
     path: impl FnOnce() -> PathBuf,

@@ -13,9 +13,9 @@ use crate::types::{FileId, IoError};
 
 /// An open directory, and the absolute path that led to it.
 ///
-/// Lock files are opened relative to the open directory, so that no renaming sends an open or an
-/// unlink elsewhere; but two processes must never believe in two directories, so what was locked
-/// must also be what the path leads to (see `identity`).
+/// Lock files are opened and unlinked relative to the open directory, so that none of these calls
+/// ends up in another directory after a rename. But two processes must never use two directories for
+/// one space, so a file that was locked must also be what its full path leads to (see `identity`).
 #[derive(Debug)]
 pub(crate) struct Directory {
     pub(super) fd: OwnedFd,

@@ -1,5 +1,6 @@
 //! An open file that holds its lock, and what can be done with it: try again, convert, release.
-//! (`open` makes it, `removal` unlinks it.)
+//!
+//! `open` opens and locks it, `opened` locks a caller's own open file, `removal` unlinks it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -31,7 +32,7 @@ pub(crate) enum Retried {
     Locked,
     /// Somebody else still has a lock on it.
     Contended,
-    /// It has lost its name: begin anew.
+    /// Its name leads to another file by now, or to none: it has to be opened anew.
     Stale,
 }
 
@@ -44,7 +45,7 @@ pub(crate) enum LockError {
     Invalid(InvalidRequest),
     /// This directory, the space's, is not where its path leads any more.
     DirectoryReplaced(PathBuf),
-    /// The file was replaced this often.
+    /// The file was replaced in each of so many attempts.
     Unstable(u32),
     Io(IoError),
 }

@@ -27,7 +27,7 @@ struct Opened {
     created: bool,
 }
 
-/// What has come of one attempt to open and lock a file, where it is not plain that it is locked.
+/// The outcome of one attempt to open and lock a file.
 struct Attempt {
     number: u32,
     created: bool,
@@ -55,7 +55,7 @@ impl LockFile {
                     }
                 };
                 let file = Self::opened_at(path, fd, status.id(), spec);
-                // As it is nearly always. All else is looked at closely.
+                // The usual case, in which nothing has to be classified.
                 if locked == Ok(true) && is_plain(&status, spec) && file.is_there(path) {
                     return Ok(file);
                 }
@@ -68,8 +68,8 @@ impl LockFile {
         })
     }
 
-    /// What is to become of a file that was opened, and perhaps locked, perhaps created: it may be
-    /// ours all the same. `None`: begin again.
+    /// Decides about a file that was opened, and perhaps created, and perhaps locked: the lock is
+    /// ours, it is refused, or (`None`) another attempt has to be made.
     #[cold]
     fn classify(
         self,
@@ -85,13 +85,13 @@ impl LockFile {
         let locked = locked.map_err(|errno| IoError::new("fcntl", path.to_path(), errno));
         let refused = match locked.and_then(|locked| Ok((locked, is_at(self.id, path)?))) {
             Ok((true, Identity::Same)) => return Ok(Some(self)),
-            // Nobody holds it any more. Only a remover that was stopped takes long.
+            // Nobody holds it any more, or a remover does, which takes long only if it was stopped.
             Ok((false, Identity::Same)) if number < TRIES / 2 && !self.is_held(spec) => {
                 back_off(number);
                 None
             }
             Ok((false, Identity::Same)) if !created => return Err(LockError::Contended(self)),
-            // Somebody was faster to lock what we made. The next turn finds it theirs.
+            // We created it, and somebody else locked it first. The next attempt finds it theirs.
             Ok((false, Identity::Same)) => None,
             Ok((_, Identity::DirectoryReplaced(directory))) => {
                 Some(LockError::DirectoryReplaced(directory))
@@ -102,7 +102,7 @@ impl LockFile {
             }
             Err(error) => Some(error.into()),
         };
-        // What is left of a file that we made for nothing is removed like a last share.
+        // A file that was created for this attempt is removed as the last shared hold removes it.
         let _ = self.release_at(path, created.then_some(Mode::Shared));
         refused.map_or(Ok(None), Err)
     }
@@ -124,13 +124,13 @@ impl LockFile {
     }
 }
 
-/// Whether it is what nearly all files are, and so needs no closer look.
+/// Whether it is a regular file of which nothing more was asked, as nearly all are.
 fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
     !spec.refuse_hard_links && status.is_regular()
 }
 
-/// Lets whoever removes a file get on with it: at first by a yield, as it takes microseconds; then,
-/// if its thread does not run on a busy machine, for a tenth of a second in all.
+/// Gives a thread that removes the file the time to do so: at first by a yield, as a removal takes
+/// microseconds; then, if that thread does not run on a busy machine, for a tenth of a second in all.
 #[cold]
 fn back_off(attempt: u32) {
     match attempt {
@@ -172,7 +172,8 @@ fn open_in(
     spec: &LockSpec,
 ) -> Result<Option<Opened>, LockError> {
     let create = || fs::create_in(directory.fd.as_fd(), file, spec.file_mode);
-    // What is to be created is hardly ever there: one call less. Only an answer that says so counts.
+    // A file that is to be created is rarely there: this saves the open that would fail. If this
+    // fails, for whatever reason, the usual way finds out why.
     if spec.create
         && directory.local
         && let Ok(fd) = create()
@@ -181,7 +182,7 @@ fn open_in(
     }
     match fs::open_in(directory.fd.as_fd(), file) {
         Ok(fd) => Ok(Some(Opened { fd, created: false })),
-        // Where the directory has moved away, what is created is seen not to be at its path.
+        // If the directory was moved away, the check of the identity finds that out afterwards.
         Err(Errno::NOENT) if spec.create => match create() {
             Ok(fd) => Ok(Some(Opened { fd, created: true })),
             Err(Errno::EXIST) => Ok(None),
@@ -195,7 +196,7 @@ fn open_in(
         }
         Err(Errno::NOENT) => Err(LockError::NotFound),
         Err(errno) => {
-            // A symlink, a directory, a socket: say what it is rather than what open says.
+            // A symlink, a directory, a socket: the error says what it is, not what `open` says.
             if let Ok(status) = fs::stat_in(directory.fd.as_fd(), file) {
                 check_kind(status.kind(), &path)?;
             }
@@ -206,7 +207,7 @@ fn open_in(
 
 fn open_direct(path: &CStr, spec: &LockSpec) -> Result<Option<Opened>, LockError> {
     let to_path = || Path::new(OsStr::from_bytes(path.to_bytes()));
-    // Before the open: to open a device can rewind a tape or reset a line.
+    // Before the open, since to open a device can rewind a tape or reset a line.
     match fs::stat(path) {
         Ok(status) if is_plain(&status, spec) => {}
         Ok(status) => check_file(&status, || to_path().to_owned(), spec)?,

@@ -53,7 +53,8 @@ pub(crate) fn resolve_new_image(
     if status.kind() == FileKind::Symlink {
         return match resolve_image(&full_path, refuse_hard_links) {
             Ok((resolved, id)) => Ok((resolved, Some(id))),
-            // Whoever makes the file may replace the symlink or follow it: these are two names.
+            // The program that makes the file may replace the symlink or follow it, and these are two
+            // names.
             Err(LockError::NotFound) => Err(LockError::Invalid(InvalidRequest::DanglingSymlink)),
             Err(error) => Err(error),
         };

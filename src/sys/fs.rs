@@ -17,7 +17,7 @@ use smallvec::SmallVec;
 use super::Errno;
 use crate::types::FileId;
 
-/// Close-on-exec; a terminal does not become ours; a FIFO does not block.
+/// Close-on-exec; a terminal does not become the process's; a FIFO does not block.
 const OPEN: OFlags = OFlags::CLOEXEC.union(OFlags::NOCTTY).union(OFlags::NONBLOCK);
 
 /// Of a lock file in a directory, which is never reached by a symlink of its own.
@@ -25,7 +25,7 @@ const OPEN_IN: OFlags = OPEN.union(OFlags::RDWR).union(OFlags::NOFOLLOW);
 
 const NO_MODE: rustix::fs::Mode = rustix::fs::Mode::empty();
 
-/// Longer than most paths are. Those that are longer still stand on the heap.
+/// Room for a path on the stack. Most are shorter; a longer one is put on the heap.
 const STACK_BUF: usize = 320;
 
 /// Bytes of a path, without a NUL among them.

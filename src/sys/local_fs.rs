@@ -1,16 +1,16 @@
 //! File systems that answer from the kernel's memory, unlike those of a network or of another
 //! process: no call to them hangs.
 //!
-//! This is asked in two ways, since a path tells its file systems by name and a descriptor tells its
-//! own by number; and about two things: to hold a lock file there, and to pass through on the way
-//! to one. A file system that is not in the list is taken for one that can hang.
+//! There are two ways to ask, since the table of mounts has a file system's name and `fstatfs` its
+//! number; and two questions: may a lock file be there, and may a path to one lead through it? A file
+//! system that is not in the list is taken for one that can hang.
 
 use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::procfs::{self, Mounts};
 
-/// What a file system is good for.
+/// Which calls to a file system cannot hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Local {
     /// Its locks and its lookups. With the number that `fstatfs` gives it.

@@ -17,7 +17,7 @@ impl fmt::Display for DisplayPath<'_> {
     }
 }
 
-/// What a sentence about a file begins with, whether it has a path or not.
+/// The subject and verb of a sentence about a file: its path, or "it" where it has none.
 pub(super) struct FileSubject<'a>(pub(super) &'a Path);
 
 impl fmt::Display for FileSubject<'_> {

@@ -1,7 +1,7 @@
-//! Which file it is.
+//! Device and inode: which file it is.
 
-/// Which file it is, as long as somebody has it open: file systems give a freed inode number to
-/// the next file at once.
+/// Device and inode. They identify a file only as long as somebody has it open: file systems give
+/// the inode number of a file that is gone to the next one at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FileId {
     pub(crate) dev: u64,

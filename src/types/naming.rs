@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// How a space finds the file that stands for a name. It carries the directory, so that a
+/// How a space finds the lock file of a resource's name. It contains the directory, so that a
 /// directory cannot be forgotten, nor given to a space that needs none.
 ///
 /// | naming | lock file of the resource `NAME` | for |

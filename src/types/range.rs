@@ -40,16 +40,17 @@ impl ByteRange {
     /// On an image that QEMU may have open, a shared hold of the whole file so proves nothing.
     pub const WHOLE_FILE: Self = Self { start: 0, len: None };
 
-    /// Every byte but the last that an offset can name. Nobody locks this but who is about to
-    /// remove the file, so that whoever meets it knows that it will be over in a moment.
+    /// Every byte but the last that an offset can name. Only a remover locks this range, just before
+    /// it unlinks the file: a call that meets such a lock knows that it ends in a moment.
     pub(crate) const REMOVAL: Self = Self { start: 0, len: NonZeroU64::new(Self::LAST_BYTE) };
 
     /// The last byte that the kernel's signed 64-bit offsets can name.
     const LAST_BYTE: u64 = i64::MAX as u64;
 
     /// `len` bytes from byte `start` on; `None` where the range would pass the largest file
-    /// offset, 2^63 - 1. One that ends there is one to the end of the file, and one that begins
-    /// there is none: no file has that byte. So all bytes but that one are the whole file.
+    /// offset, 2^63 - 1. A range that ends there reaches to the end of the file, whatever that is;
+    /// one that begins there is `None`, since no file has that byte. A range of all bytes but that
+    /// one becomes [`WHOLE_FILE`](Self::WHOLE_FILE).
     ///
     /// ```
     /// use lockspace::ByteRange;

@@ -2,7 +2,7 @@
 
 use super::{ByteRange, Mode, Target};
 
-/// One wish: a [`Target`] and the [`Mode`] it is wanted in, with what more there is to say.
+/// What is asked for: a [`Target`], the [`Mode`] to hold it in, and settings.
 ///
 /// ```
 /// use lockspace::{ByteRange, Mode, Request, Target};
@@ -18,7 +18,7 @@ pub struct Request<'a> {
     pub(crate) settings: Settings,
 }
 
-/// All that a request says beside its target.
+/// What a request says beside its target.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
     pub(crate) mode: Mode,
