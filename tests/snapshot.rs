@@ -338,6 +338,23 @@ fn tries_are_refused_and_waits_go_on_afterwards() {
 }
 
 #[test]
+fn what_was_released_meanwhile_is_not_taken_for_a_deadlock() {
+    let space = LockSpace::open(Naming::in_memory()).unwrap();
+    let acquire = |request| space.acquire(ONE, request, Wait::NO).unwrap();
+    let (released, mut kept) = (acquire(Request::shared("a")), acquire(Request::shared("a")));
+    let other = acquire(Request::exclusive("b"));
+    let snapshot = Snapshot::take([&space]).unwrap();
+    drop((released, other));
+    let soon = Wait::within(Duration::from_millis(20));
+    assert_frozen(kept.upgrade(soon.clone()), "a");
+    let requests = [Request::exclusive("b")];
+    assert_frozen(space.acquire_all(ONE, requests, soon), "b");
+    drop(snapshot);
+    kept.upgrade(Wait::NO).unwrap();
+    drop(acquire(Request::exclusive("b")));
+}
+
+#[test]
 fn a_wait_that_began_before_goes_on_afterwards() {
     let dir = tempfile::tempdir().unwrap();
     let space = space_in(dir.path());

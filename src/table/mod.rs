@@ -163,9 +163,10 @@ impl<F: LockedFile> Table<F> {
         self.frozen.is_some()
     }
 
-    /// The hold, or the earlier wait, of its own owner that a claim would wait for.
+    /// The hold, or the earlier wait, of its own owner that a claim would wait for. While the space
+    /// is frozen that is not said: the hold may have been released, which is done later.
     pub(crate) fn would_wait_for_itself(&self, slot: Slot, claim: &Claim) -> Option<DeadlockCause> {
-        self.slots.at(slot).would_wait_for_itself(claim)
+        if self.is_frozen() { None } else { self.slots.at(slot).would_wait_for_itself(claim) }
     }
 
     /// The next end of this resource's transition is told by [`WakeList::wake`].
@@ -340,14 +341,26 @@ impl<F: LockedFile> Table<F> {
     /// Puts the wait of a shared holder that is to become exclusive at the head of the queue.
     ///
     /// # Errors
-    /// Another one waits for the same, or the owner has other holds of the resource.
+    /// Another one waits for the same, or the owner has other holds of the resource: each would
+    /// wait for the other for ever. A hold whose release is deferred is none.
     pub(crate) fn enqueue_upgrade(
         &mut self,
         slot: Slot,
         ticket: Ticket,
         owner: OwnerId,
     ) -> Result<(), DeadlockCause> {
-        self.slots.at_mut(slot).enqueue_upgrade(ticket, owner)
+        let resource = self.slots.at_mut(slot);
+        let Some(hold) = resource.hold() else { return Err(DeadlockCause::OtherOwnHold) };
+        let remaining = [HoldKind::Leased, HoldKind::Kept].map(|kind| {
+            let held = hold.owners.count(owner, kind);
+            let frozen = self.frozen.as_ref();
+            frozen.map_or(held, |frozen| frozen.remaining(slot, owner, kind, held))
+        });
+        if remaining.iter().sum::<u32>() != 1 {
+            return Err(DeadlockCause::OtherOwnHold);
+        }
+        let range = hold.range();
+        resource.enqueue_upgrade(ticket, owner, range)
     }
 
     /// Takes a wait out of the queue of a resource that is not absent.

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use super::fairness::MAX_TURN;
 use super::hold::Hold;
-use super::owners::HoldKind;
 use super::queue::{Grant, HandedOver, Queue, Queued, Ticket, Waits, WakeList};
 use super::{Admission, Claim, Conversion, LockedFile};
 use crate::engine::Name;
@@ -221,21 +220,13 @@ impl<F: LockedFile> Resource<F> {
     /// Puts a shared holder that waits to become exclusive at the head of the queue.
     ///
     /// # Errors
-    /// Another one waits there for the same, or the owner has other holds: each would wait for the
-    /// other for ever.
+    /// Another one waits there for the same.
     pub(super) fn enqueue_upgrade(
         &mut self,
         ticket: Ticket,
         owner: OwnerId,
+        range: ByteRange,
     ) -> Result<(), DeadlockCause> {
-        let owns_one = |hold: &Hold<F>| {
-            let count = |kind| hold.owners.count(owner, kind);
-            count(HoldKind::Leased) + count(HoldKind::Kept) == 1
-        };
-        let range = self.hold().map_or(ByteRange::FIRST, Hold::range);
-        if !self.hold().is_some_and(owns_one) {
-            return Err(DeadlockCause::OtherOwnHold);
-        }
         let queue = self.queue.get_or_insert_default();
         if let Some(other) = queue.upgrader() {
             return Err(DeadlockCause::Upgrade { other });
