@@ -21,6 +21,7 @@
 //! [`LockedFile`]. Each method is one transition, and whom it has to wake it adds to a [`WakeList`]
 //! for its caller, who unlocks the table first.
 
+mod conversion;
 mod fairness;
 mod freeze;
 mod hold;
@@ -298,8 +299,7 @@ impl<F: LockedFile> Table<F> {
         wakes: &mut WakeList,
     ) {
         let resource = self.slots.at_mut(slot);
-        resource.end_conversion(file, converted_to);
-        resource.admit_waiters(&mut self.waits, wakes);
+        resource.end_conversion(file, converted_to, &mut self.waits, wakes);
         self.transition_ended(slot, wakes);
     }
 }
@@ -543,3 +543,6 @@ impl<F: LockedFile> Table<F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -191,3 +191,41 @@ impl Owners {
         self.0.iter().map(|holds| (holds.owner, holds.total())).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::table::{Admission, Claim, Hold, LockedFile};
+    use crate::types::{ByteRange, FileId, InvalidRequest, Mode, Origin};
+
+    struct NoFile;
+
+    impl LockedFile for NoFile {
+        fn id(&self) -> FileId {
+            unreachable!()
+        }
+
+        fn range(&self) -> ByteRange {
+            unreachable!()
+        }
+
+        fn is_writable(&self) -> bool {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn an_owner_has_no_more_holds_than_can_be_counted() {
+        let owner = OwnerId::new(1);
+        let counted = OwnerHolds { owner, leased: 2, kept: u32::MAX - 3 };
+        let owners = Owners(smallvec![counted]);
+        let (range, mode) = (ByteRange::FIRST, Mode::Shared);
+        let mut hold = Hold::<NoFile>::new(None, range, mode, Origin::InMemory, owners);
+        let claim = Claim { owner, mode, range, file: None, opened: false };
+        assert!(matches!(hold.join(&claim), Admission::Joined));
+        let refused = hold.join(&claim);
+        assert!(matches!(refused, Admission::Invalid(InvalidRequest::TooManyHolds)), "{refused:?}");
+        assert_eq!(hold.owners.counts()[&owner], u32::MAX);
+        assert!(matches!(hold.join(&Claim { owner: OwnerId::new(2), ..claim }), Admission::Joined));
+    }
+}

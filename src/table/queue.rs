@@ -60,6 +60,13 @@ impl WakeList {
     }
 }
 
+#[cfg(test)]
+impl WakeList {
+    pub(super) fn wakers(&self) -> &[Arc<Waker>] {
+        &self.wakers
+    }
+}
+
 /// All calls that wait, in order of owner.
 pub(super) struct Waits<F> {
     waits: BTreeMap<Ticket, Wait<F>>,
@@ -107,6 +114,18 @@ impl<F> Waits<F> {
 
     pub(super) fn take_grant(&mut self, ticket: Ticket) -> Option<Grant<F>> {
         self.waits.get_mut(&ticket)?.grant.take()
+    }
+}
+
+#[cfg(test)]
+impl<F> Waits<F> {
+    /// What a wait was granted and has not taken yet.
+    pub(super) fn grant_of(&self, ticket: Ticket) -> Option<&Grant<F>> {
+        self.waits.get(&ticket)?.grant.as_ref()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waits.len()
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::fairness::MAX_TURN;
 use super::hold::Hold;
 use super::queue::{Grant, HandedOver, Queue, Queued, Ticket, Waits, WakeList};
-use super::{Admission, Claim, Conversion, LockedFile};
+use super::{Admission, Claim, LockedFile};
 use crate::engine::Name;
 use crate::error::{Blockers, DeadlockCause};
 use crate::types::{ByteRange, Mode, Origin, OwnerId};
@@ -27,7 +27,7 @@ pub(crate) struct Resource<F> {
     pub(super) watched: bool,
     pub(super) state: State<F>,
     /// Boxed, as few resources have one.
-    queue: Option<Box<Queue>>,
+    pub(super) queue: Option<Box<Queue>>,
 }
 
 #[derive(Debug)]
@@ -193,16 +193,20 @@ impl<F: LockedFile> Resource<F> {
         let excludes = |mode: Mode| !mode.compatible(claim.mode);
         match &self.state {
             // What nobody waits for any more will be given back.
-            State::Acquiring(Acquiring { unresponsive_since: Some(_), .. }) | State::Changing => {
-                return None;
-            }
+            State::Acquiring(Acquiring { unresponsive_since: Some(_), .. }) | State::Changing => {}
             State::Acquiring(acquiring) | State::Contended(acquiring) => {
                 if acquiring.owner == claim.owner && excludes(acquiring.mode) {
                     return Some(DeadlockCause::OwnWait { asked: acquiring.mode });
                 }
             }
-            State::Held(hold) | State::Converting(hold) => {
+            State::Held(hold) => {
                 if hold.owners.has(claim.owner) && excludes(hold.mode()) {
+                    return Some(DeadlockCause::OwnHold { held: hold.mode() });
+                }
+            }
+            // It may be shared in a moment: else whoever waits is told then to ask again.
+            State::Converting(hold) => {
+                if hold.owners.has(claim.owner) && claim.mode == Mode::Exclusive {
                     return Some(DeadlockCause::OwnHold { held: hold.mode() });
                 }
             }
@@ -332,39 +336,6 @@ impl<F: LockedFile> Resource<F> {
             && hold.owners.is_sole(first.claim.owner)
         {
             waits.wake(first.ticket, wakes);
-        }
-    }
-
-    /// Takes the file out to convert its lock, if this is the only hold.
-    pub(super) fn begin_conversion(&mut self, owner: OwnerId, to: Mode) -> Conversion<F> {
-        let State::Held(hold) = &mut self.state else { return Conversion::InTransition };
-        if hold.mode() == to {
-            return Conversion::Done;
-        }
-        // First what no wait could change.
-        if to == Mode::Exclusive && hold.file().is_some_and(|file| !file.is_writable()) {
-            return Conversion::NotUpgradable;
-        }
-        if !hold.owners.is_sole(owner) {
-            return Conversion::Refused(hold.mode(), hold.owners.blockers(Some(owner)));
-        }
-        let Some(file) = hold.take_file() else {
-            hold.set_mode(to);
-            return Conversion::Done;
-        };
-        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing) else {
-            unreachable!("its state has just been matched")
-        };
-        self.state = State::Converting(hold);
-        Conversion::Begun(file)
-    }
-
-    /// Puts the file back whose lock was to be converted; `converted_to` is `None` if it was
-    /// refused.
-    pub(super) fn end_conversion(&mut self, file: F, converted_to: Option<Mode>) {
-        if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::Changing) {
-            hold.put_file(file, converted_to);
-            self.state = State::Held(hold);
         }
     }
 }
