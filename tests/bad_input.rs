@@ -844,7 +844,7 @@ fn a_busy_resource_is_told_with_its_holders_and_its_lock_file() {
     assert_eq!(
         said(&second, Request::exclusive(name)),
         format!(
-            r#""/img/a.qcow2" is busy: held outside this lock space; asked for exclusive ({file})"#
+            r#""/img/a.qcow2" is busy: held outside this lock space, exclusive on byte 0; asked for exclusive ({file})"#
         )
     );
     drop(lease);

@@ -207,7 +207,7 @@ fn a_second_process_is_refused_and_told_the_pid_until_the_first_is_killed() {
         let (image, pid) = (home.image(), first.pid());
         let mode = if options == ["--shared"] { "shared" } else { "exclusive" };
         let said = format!(
-            "{image:?} is busy: held outside this lock space; asked for {mode} ({})\n  \
+            "{image:?} is busy: held outside this lock space, exclusive on byte 0; asked for {mode} ({})\n  \
              pid {pid} \"image_lock\" (exclusive, byte 0, OFD lock)\n",
             file.display()
         );

@@ -11,7 +11,7 @@ use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_
 use crate::engine::{LockError, LockFile, Name, Retried};
 use crate::error::AcquireError;
 use crate::table::{Claim, Contention, HandedOver, UNRESPONSIVE_AFTER};
-use crate::types::{FileId, IoError, Mode, Origin};
+use crate::types::{FileId, IoError, Mode, Origin, Outside};
 use crate::wait::{
     CallQueue, NoWorker, OnTimeout, PooledInotify, TimedOut, WaitContext, WaitEnd, Woken,
 };
@@ -105,8 +105,8 @@ pub(super) struct ContendingAcquire<'a> {
     queue: CallQueue,
     /// The open file, while it is locked elsewhere.
     contended: Option<ContendedFile>,
-    /// The file that was locked elsewhere last.
-    last_contended: Option<FileId>,
+    /// The file that was locked elsewhere last, and by which lock, if the kernel has told.
+    last_contended: Option<(FileId, Option<Outside>)>,
     locked: Option<Locked>,
 }
 
@@ -266,8 +266,8 @@ impl<'a> ContendingAcquire<'a> {
     fn no_answer(&self, end: WaitEnd, began: Instant) -> AcquireError {
         match self.last_contended {
             // Somebody held it when it was looked at last, and there was no time to learn more.
-            Some(id) if end == WaitEnd::TimedOut && began.elapsed() < UNRESPONSIVE_AFTER => {
-                self.busy(id)
+            Some(last) if end == WaitEnd::TimedOut && began.elapsed() < UNRESPONSIVE_AFTER => {
+                self.busy(last)
             }
             _ => {
                 let name = self.transition.name();
@@ -284,9 +284,9 @@ impl<'a> ContendingAcquire<'a> {
         }
     }
 
-    fn busy(&self, id: FileId) -> AcquireError {
+    fn busy(&self, contended: (FileId, Option<Outside>)) -> AcquireError {
         let name = Arc::clone(self.transition.name());
-        let busy = self.core.refused_by_kernel(name, self.claim.mode, id);
+        let busy = self.core.refused_by_kernel(name, self.claim.mode, contended);
         AcquireError::Busy(busy.after(self.context.waited()))
     }
 
@@ -320,8 +320,8 @@ impl Contest for ContendingAcquire<'_> {
             self.close(contended);
         }
         self.resume()?;
-        if let (Some(id), Some(WaitEnd::TimedOut)) = (self.last_contended, self.context.end()) {
-            return Err(self.busy(id));
+        if let (Some(last), Some(WaitEnd::TimedOut)) = (self.last_contended, self.context.end()) {
+            return Err(self.busy(last));
         }
         let call = LockCall::new(self.resolved).map_err(|error| self.lock_error(error))?;
         let name = Arc::clone(self.transition.name());
@@ -333,7 +333,7 @@ impl Contest for ContendingAcquire<'_> {
         let (core, mode) = (Arc::clone(self.core), self.claim.mode);
         let open = move || {
             let mut locked = call.run(&core, &name);
-            if let Ok(Locked { file: Some(file), .. }) | Err(LockError::Contended(file)) =
+            if let Ok(Locked { file: Some(file), .. }) | Err(LockError::Contended(file, _)) =
                 &mut locked
             {
                 file.learn_whether_local(&name);
@@ -349,8 +349,8 @@ impl Contest for ContendingAcquire<'_> {
                 self.locked = Some(locked);
                 Ok(Event::Locked)
             }
-            Err(LockError::Contended(file)) => {
-                self.last_contended = Some(file.id());
+            Err(LockError::Contended(file, by)) => {
+                self.last_contended = Some((file.id(), by));
                 self.contended = Some(ContendedFile { watch: None, file });
                 Ok(Event::Refused)
             }
@@ -408,7 +408,10 @@ impl Contest for ContendingAcquire<'_> {
                 self.close(contended);
                 return Ok(Event::Stale);
             }
-            Ok(Retried::Contended) => self.contended = Some(contended),
+            Ok(Retried::Contended(by)) => {
+                self.last_contended = Some((contended.file.id(), by));
+                self.contended = Some(contended);
+            }
             Err(error) => {
                 self.close(contended);
                 return Err(self.lock_error(error));
@@ -438,7 +441,7 @@ impl Contest for ContendingAcquire<'_> {
         let name = self.transition.name();
         match (self.context.end(), self.last_contended) {
             (Some(WaitEnd::Cancelled), _) => failure::cancelled(name.text(), self.context),
-            (_, Some(id)) => self.busy(id),
+            (_, Some(last)) => self.busy(last),
             (_, None) => failure::frozen(name.text()),
         }
     }

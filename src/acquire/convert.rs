@@ -7,6 +7,7 @@ use super::contend::{self, Contest, Watching};
 use super::contender::{Contender, Event, OnContention, Rest};
 use super::{RegisteredWait, failure};
 use crate::core::{Core, OwnedHold};
+use crate::engine::Attempt;
 use crate::error::{AcquireError, Busy};
 use crate::table::{Conversion, WakeList};
 use crate::types::{FileId, InvalidRequest, IoError, Mode};
@@ -116,14 +117,16 @@ impl Core {
         };
         drop(table);
         let (converted, id) = (file.convert(to), file.id());
-        let mode = matches!(converted, Ok(true)).then_some(to);
+        let mode = matches!(converted, Ok(Attempt::Locked)).then_some(to);
         self.update(|table, wakes| table.end_conversion(slot, file, mode, wakes));
         match converted {
-            Ok(true) => {
+            Ok(Attempt::Locked) => {
                 hold.mode = to;
                 Ok(Converted::Done)
             }
-            Ok(false) => Ok(Converted::RefusedByKernel(self.refused_by_kernel(name, to, id))),
+            Ok(Attempt::Refused(by)) => {
+                Ok(Converted::RefusedByKernel(self.refused_by_kernel(name, to, (id, by))))
+            }
             Err(source) => Err(AcquireError::Io(IoError::new("fcntl", name.path(), source))),
         }
     }

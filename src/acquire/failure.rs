@@ -59,6 +59,6 @@ pub(super) fn from_lock_error(
         }
         LockError::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
         LockError::Io(error) => AcquireError::Io(error),
-        LockError::Contended(_) => unreachable!("its caller makes `Busy` of it"),
+        LockError::Contended(..) => unreachable!("its caller makes `Busy` of it"),
     }
 }

@@ -218,12 +218,12 @@ impl Core {
                 let held = transition.end_in_hold(locked.into_hold(claim), turn);
                 Ok(OwnedHold::new(self, held, claim.owner, claim.mode))
             }
-            Err(LockError::Contended(file)) => {
+            Err(LockError::Contended(file, by)) => {
                 let id = file.id();
                 // Before it is anybody else's turn.
                 drop(file);
                 let name = transition.end();
-                Err(AcquireError::Busy(self.refused_by_kernel(name, claim.mode, id)))
+                Err(AcquireError::Busy(self.refused_by_kernel(name, claim.mode, (id, by))))
             }
             Err(error) => {
                 let name = transition.end();

@@ -51,10 +51,10 @@ impl Core {
     fn change_error(&self, error: LockError, name: Arc<Name>) -> LockFileError {
         let text = || name.text().to_owned();
         match error {
-            LockError::Contended(file) => {
+            LockError::Contended(file, by) => {
                 let id = file.id();
                 drop(file);
-                LockFileError::Busy(self.refused_by_kernel(name, Mode::Exclusive, id))
+                LockFileError::Busy(self.refused_by_kernel(name, Mode::Exclusive, (id, by)))
             }
             LockError::Invalid(why) => LockFileError::Invalid { name: text(), why },
             LockError::DirectoryReplaced(directory) => {

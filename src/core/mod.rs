@@ -38,7 +38,7 @@ use crate::engine::{LockFile, Name, OpenNaming};
 use crate::error::{AcquireError, Busy};
 use crate::sync::Monitor;
 use crate::table::{LockedFile, Table, WakeList};
-use crate::types::{ByteRange, FileId, Mode};
+use crate::types::{ByteRange, FileId, Mode, Outside};
 use crate::wait::{WaitContext, WaitEnd};
 
 /// While it waits for a transition to end, a call looks so often whether it was cancelled: that
@@ -161,13 +161,18 @@ impl Core {
         Ok(())
     }
 
-    /// The refusal of a lock on file `id` by the kernel. By another name, the file may be held in
-    /// this space.
+    /// The refusal of a lock on file `id` by the kernel, for this lock if it has told. By another
+    /// name, the file may be held in this space.
     #[cold]
-    pub(crate) fn refused_by_kernel(&self, name: Arc<Name>, asked: Mode, id: FileId) -> Busy {
+    pub(crate) fn refused_by_kernel(
+        &self,
+        name: Arc<Name>,
+        asked: Mode,
+        (id, by): (FileId, Option<Outside>),
+    ) -> Busy {
         // In a directory, one file has one name.
         if name.directory().is_some() {
-            return Busy::outside_by(name, asked, None).on(id);
+            return Busy::outside_by(name, asked, by).on(id);
         }
         let table = self.lock();
         // A shared hold of its own is not what a conversion meets.
@@ -175,7 +180,7 @@ impl Core {
         let mut holds = others.filter_map(|resource| resource.hold());
         let busy = match holds.find(|hold| hold.file().is_some_and(|file| file.id() == id)) {
             Some(hold) => Busy::inside(name, asked, hold.mode(), hold.owners().blockers(None)),
-            None => Busy::outside_by(name, asked, None),
+            None => Busy::outside_by(name, asked, by),
         };
         busy.on(id)
     }

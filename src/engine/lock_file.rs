@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::identity::{Identity, is_at};
 use super::lock_path::LockPath;
 use super::name::Name;
+use super::refusal::{Attempt, Tries, Verdict, attempt, is_refusal};
 #[cfg(feature = "snapshot")]
 use crate::sys::fs::Access;
 use crate::sys::{Errno, local_fs, ofd};
-use crate::types::{ByteRange, FileId, InvalidRequest, IoError, Mode};
+use crate::types::{ByteRange, FileId, InvalidRequest, IoError, Mode, Outside};
 
 /// An open file with our lock on it.
 #[derive(Debug)]
@@ -30,8 +31,8 @@ pub(crate) struct LockFile {
 #[derive(Debug)]
 pub(crate) enum Retried {
     Locked,
-    /// Somebody else still has a lock on it.
-    Contended,
+    /// Somebody else still has a lock on it: this one, if the kernel has told.
+    Contended(Option<Outside>),
     /// Its name leads to another file by now, or to none: it has to be opened anew.
     Stale,
 }
@@ -39,8 +40,9 @@ pub(crate) enum Retried {
 /// Why there is no lock. Nothing is open, locked or created then.
 #[derive(Debug)]
 pub(crate) enum LockError {
-    /// Somebody else has a lock on this file, which is open and not locked.
-    Contended(LockFile),
+    /// Somebody else has a lock on this file, which is open and not locked: this lock, if the kernel
+    /// has told.
+    Contended(LockFile, Option<Outside>),
     NotFound,
     Invalid(InvalidRequest),
     /// This directory, the space's, is not where its path leads any more.
@@ -93,8 +95,8 @@ impl LockFile {
     }
 
     /// Tries to lock in this mode, whatever it holds now. What is held stays held if it is refused.
-    pub(crate) fn convert(&self, mode: Mode) -> Result<bool, Errno> {
-        ofd::try_lock(self.fd.as_fd(), mode, self.range)
+    pub(crate) fn convert(&self, mode: Mode) -> Result<Attempt, Errno> {
+        attempt(self.fd.as_fd(), mode, self.range)
     }
 
     /// Tries again to lock an open file that is `held` in that mode, or not at all. What was held
@@ -106,19 +108,39 @@ impl LockFile {
         mode: Mode,
         stale_retries: &AtomicU64,
     ) -> Result<Retried, LockError> {
-        let failed = |source| IoError::new("fcntl", name.path(), source);
-        let locked = held == Some(mode) || self.convert(mode).map_err(failed)?;
-        let identity = name.with_path(|path| is_at(self.id, path));
-        if locked && !matches!(identity, Ok(Identity::Same)) {
-            let _ = ofd::unlock(self.fd.as_fd(), self.range);
-        }
-        match identity? {
-            Identity::Same if locked => Ok(Retried::Locked),
-            Identity::Same => Ok(Retried::Contended),
-            Identity::DirectoryReplaced(directory) => Err(LockError::DirectoryReplaced(directory)),
-            Identity::Stale => {
-                stale_retries.fetch_add(1, Ordering::Relaxed);
-                Ok(Retried::Stale)
+        let failed = |errno| LockError::Io(IoError::new("fcntl", name.path(), errno));
+        let mut tries = Tries::default();
+        loop {
+            let locked = match held == Some(mode) {
+                true => Ok(()),
+                false => ofd::try_lock(self.fd.as_fd(), mode, self.range),
+            };
+            if let Err(errno) = locked
+                && !is_refusal(errno)
+            {
+                return Err(failed(errno));
+            }
+            let identity = name.with_path(|path| is_at(self.id, path));
+            if locked.is_ok() && !matches!(identity, Ok(Identity::Same)) {
+                let _ = ofd::unlock(self.fd.as_fd(), self.range);
+            }
+            match identity? {
+                Identity::Same => {}
+                Identity::DirectoryReplaced(directory) => {
+                    return Err(LockError::DirectoryReplaced(directory));
+                }
+                Identity::Stale => {
+                    stale_retries.fetch_add(1, Ordering::Relaxed);
+                    return Ok(Retried::Stale);
+                }
+            }
+            // Only who is in the way of the file that the name leads to matters.
+            let Err(errno) = locked else { return Ok(Retried::Locked) };
+            match tries.judge(self.fd.as_fd(), mode, self.range, errno) {
+                Verdict::TryAgain => {}
+                Verdict::Held(by) => return Ok(Retried::Contended(by)),
+                Verdict::Removing(by) => return Ok(Retried::Contended(Some(by))),
+                Verdict::Failed(errno) => return Err(failed(errno)),
             }
         }
     }

@@ -13,6 +13,7 @@ mod lock_path;
 mod name;
 mod open;
 mod opened;
+mod refusal;
 mod removal;
 mod resolve;
 
@@ -25,5 +26,6 @@ pub(crate) use name::{Key, Name, OpenNaming};
 pub(crate) use name::{check, check_component};
 pub(crate) use open::create_file;
 pub(crate) use opened::{InodeLocks, duplicate, mount_of, path_of};
+pub(crate) use refusal::Attempt;
 pub(crate) use removal::delete_file;
 pub(crate) use resolve::{id_at, id_of, refuse_hard_links, resolve_image, resolve_new_image};

@@ -13,6 +13,7 @@ use super::identity::{Identity, is_at};
 use super::lock_file::{LockError, LockFile};
 use super::lock_path::LockPath;
 use super::name::Name;
+use super::refusal::{Tries, Verdict, is_refusal};
 use crate::sys::fs::{self, FileStatus};
 use crate::sys::{Errno, fd as descriptor, ofd};
 use crate::types::{ByteRange, FileId, InvalidRequest, IoError, LockSpec, Mode};
@@ -28,11 +29,10 @@ struct Opened {
 }
 
 /// The outcome of one attempt to open and lock a file.
-struct Attempt {
-    number: u32,
+struct OpenAttempt {
     created: bool,
     status: FileStatus,
-    locked: Result<bool, Errno>,
+    locked: Result<(), Errno>,
 }
 
 impl LockFile {
@@ -44,7 +44,7 @@ impl LockFile {
         stale_retries: &AtomicU64,
     ) -> Result<Self, LockError> {
         name.with_path(|path| {
-            for attempt in 0..TRIES {
+            for _ in 0..TRIES {
                 let Some(Opened { fd, created }) = open(path, spec)? else { continue };
                 let locked = ofd::try_lock(fd.as_fd(), spec.mode, spec.range);
                 let status = match fs::fstat(&fd) {
@@ -56,10 +56,10 @@ impl LockFile {
                 };
                 let file = Self::opened_at(path, fd, status.id(), spec);
                 // The usual case, in which nothing has to be classified.
-                if locked == Ok(true) && is_plain(&status, spec) && file.is_there(path) {
+                if locked.is_ok() && is_plain(&status, spec) && file.is_there(path) {
                     return Ok(file);
                 }
-                let attempt = Attempt { number: attempt, created, status, locked };
+                let attempt = OpenAttempt { created, status, locked };
                 if let Some(file) = file.classify(path, spec, attempt, stale_retries)? {
                     return Ok(file);
                 }
@@ -75,32 +75,42 @@ impl LockFile {
         self,
         path: &LockPath<'_>,
         spec: &LockSpec,
-        Attempt { number, created, status, locked }: Attempt,
+        OpenAttempt { created, status, mut locked }: OpenAttempt,
         stale_retries: &AtomicU64,
     ) -> Result<Option<Self>, LockError> {
         if let Err(error) = check_file(&status, || path.to_path(), spec) {
             self.close();
             return Err(error);
         }
-        let locked = locked.map_err(|errno| IoError::new("fcntl", path.to_path(), errno));
-        let refused = match locked.and_then(|locked| Ok((locked, is_at(self.id, path)?))) {
-            Ok((true, Identity::Same)) => return Ok(Some(self)),
-            // Nobody holds it any more, or a remover does, which takes long only if it was stopped.
-            Ok((false, Identity::Same)) if number < TRIES / 2 && !self.is_held(spec) => {
-                back_off(number);
-                None
+        let failed = |errno| LockError::Io(IoError::new("fcntl", path.to_path(), errno));
+        let (mut tries, mut removal) = (Tries::default(), RemovalWait::default());
+        let refused = loop {
+            if let Err(errno) = locked
+                && !is_refusal(errno)
+            {
+                break Some(failed(errno));
             }
-            Ok((false, Identity::Same)) if !created => return Err(LockError::Contended(self)),
-            // We created it, and somebody else locked it first. The next attempt finds it theirs.
-            Ok((false, Identity::Same)) => None,
-            Ok((_, Identity::DirectoryReplaced(directory))) => {
-                Some(LockError::DirectoryReplaced(directory))
+            match is_at(self.id, path) {
+                Ok(Identity::Same) => {}
+                Ok(Identity::DirectoryReplaced(directory)) => {
+                    break Some(LockError::DirectoryReplaced(directory));
+                }
+                Ok(Identity::Stale) => {
+                    stale_retries.fetch_add(1, Ordering::Relaxed);
+                    break None;
+                }
+                Err(error) => break Some(error.into()),
             }
-            Ok((_, Identity::Stale)) => {
-                stale_retries.fetch_add(1, Ordering::Relaxed);
-                None
+            // Only who is in the way of the file that the name leads to matters.
+            let Err(errno) = locked else { return Ok(Some(self)) };
+            match tries.judge(self.fd.as_fd(), spec.mode, spec.range, errno) {
+                Verdict::TryAgain => {}
+                Verdict::Removing(_) if removal.back_off() => {}
+                Verdict::Removing(by) => return Err(LockError::Contended(self, Some(by))),
+                Verdict::Held(by) => return Err(LockError::Contended(self, by)),
+                Verdict::Failed(errno) => break Some(failed(errno)),
             }
-            Err(error) => Some(error.into()),
+            locked = ofd::try_lock(self.fd.as_fd(), spec.mode, spec.range);
         };
         // A file that was created for this attempt is removed as the last shared hold removes it.
         let _ = self.release_at(path, created.then_some(Mode::Shared));
@@ -129,13 +139,24 @@ fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
     !spec.refuse_hard_links && status.is_regular()
 }
 
-/// Gives a thread that removes the file the time to do so: at first by a yield, as a removal takes
-/// microseconds; then, if that thread does not run on a busy machine, for a tenth of a second in all.
-#[cold]
-fn back_off(attempt: u32) {
-    match attempt {
-        0..20 => std::thread::yield_now(),
-        _ => std::thread::sleep(Duration::from_micros(200)),
+/// The time that a call gives to a thread that removes the file.
+#[derive(Default)]
+struct RemovalWait {
+    waits: u32,
+}
+
+impl RemovalWait {
+    /// Gives it some: at first by a yield, as a removal takes microseconds; then, if that thread does
+    /// not run on a busy machine, for a tenth of a second in all. `false` once that is over.
+    #[cold]
+    fn back_off(&mut self) -> bool {
+        self.waits += 1;
+        match self.waits {
+            0..20 => std::thread::yield_now(),
+            20..500 => std::thread::sleep(Duration::from_micros(200)),
+            _ => return false,
+        }
+        true
     }
 }
 

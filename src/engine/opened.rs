@@ -12,10 +12,11 @@ use std::path::PathBuf;
 
 use super::check::check_file;
 use super::lock_file::{LockError, LockFile, Retried};
+use super::refusal::Attempt;
 use crate::sync::Monitor;
+use crate::sys::fd as descriptor;
 use crate::sys::fs::{self, Access};
 use crate::sys::procfs::{self, FdInfo, LockKind, locks_on_descriptor};
-use crate::sys::{fd as descriptor, ofd};
 use crate::types::{FileId, InvalidRequest, IoError, LockSpec, Mode};
 
 /// The inodes whose open files a thread of this process is deciding about.
@@ -65,9 +66,9 @@ impl LockFile {
         refuse_locked(fd.as_fd())?;
         let writable = access.read && access.write;
         let file = Self { fd, id, range: spec.range, writable, local: false };
-        match ofd::try_lock(file.fd.as_fd(), spec.mode, spec.range) {
-            Ok(true) => Ok(file),
-            Ok(false) => Err(LockError::Contended(file)),
+        match file.convert(spec.mode) {
+            Ok(Attempt::Locked) => Ok(file),
+            Ok(Attempt::Refused(by)) => Err(LockError::Contended(file, by)),
             Err(source) => Err(failed("fcntl", source)),
         }
     }
@@ -82,8 +83,8 @@ impl LockFile {
         let _guard = inodes.lock_inode(self.id);
         refuse_locked(self.fd.as_fd())?;
         match self.convert(mode) {
-            Ok(true) => Ok(Retried::Locked),
-            Ok(false) => Ok(Retried::Contended),
+            Ok(Attempt::Locked) => Ok(Retried::Locked),
+            Ok(Attempt::Refused(by)) => Ok(Retried::Contended(by)),
             Err(source) => Err(IoError::new("fcntl", path_of(self.fd.as_fd()), source).into()),
         }
     }

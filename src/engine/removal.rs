@@ -13,6 +13,7 @@ use super::directory::Directory;
 use super::lock_file::{LockError, LockFile};
 use super::lock_path::LockPath;
 use super::name::Name;
+use super::refusal::{Attempt, attempt};
 use crate::sys::{Errno, fs, ofd};
 use crate::types::{ByteRange, IoError, LockSpec, Mode};
 
@@ -33,9 +34,10 @@ impl LockFile {
         if mode == Mode::Shared {
             let _ = ofd::unlock(self.fd.as_fd(), self.range);
         }
-        let alone = ofd::try_lock(self.fd.as_fd(), Mode::Exclusive, ByteRange::REMOVAL);
-        if !alone.map_err(|source| failed("fcntl", source))? {
-            return Ok(());
+        match attempt(self.fd.as_fd(), Mode::Exclusive, ByteRange::REMOVAL) {
+            Ok(Attempt::Locked) => {}
+            Ok(Attempt::Refused(_)) => return Ok(()),
+            Err(source) => return Err(failed("fcntl", source)),
         }
         match fs::stat_in(directory.as_fd(), file) {
             Ok(there) if there.id() == self.id => {}
@@ -46,15 +48,6 @@ impl LockFile {
         match fs::unlink_in(directory.as_fd(), file) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(errno) => Err(failed("unlinkat", errno)),
-        }
-    }
-
-    /// Whether somebody who stands in the way holds it, and is not just about to remove it.
-    #[cold]
-    pub(super) fn is_held(&self, spec: &LockSpec) -> bool {
-        match ofd::in_the_way(self.fd.as_fd(), spec.mode, spec.range) {
-            Ok(range) => range.is_some_and(|range| range != ByteRange::REMOVAL),
-            Err(_) => true,
         }
     }
 }

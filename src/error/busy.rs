@@ -170,8 +170,8 @@ impl Busy {
     }
 
     /// The lock in the way, where its holder is not in this space and the kernel has told of it;
-    /// `None` where the holder is in this space, or where the lock was gone when the kernel was
-    /// asked.
+    /// `None` where the holder is in this space, where the lock was gone when the kernel was asked,
+    /// and where another call of this space waits for the resource, which alone asks the kernel.
     ///
     /// ```
     /// # use lockspace::Busy;

@@ -15,35 +15,43 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use super::Errno;
-use crate::types::{ByteRange, Mode};
+use crate::types::{ByteRange, Mode, Outside};
 
 /// Tries to take, or to convert, this description's lock on `range`; never blocks.
 ///
-/// `false`: somebody else holds a lock in the way. What this description held before, it still
-/// holds then.
-///
 /// # Errors
-/// `EBADF` where the descriptor is not open for what the mode needs (exclusive: writing, shared:
-/// reading); `ENOLCK` where the kernel or a network file system has no lock to give.
-pub(crate) fn try_lock(fd: BorrowedFd<'_>, mode: Mode, range: ByteRange) -> Result<bool, Errno> {
-    match fcntl(fd, libc::F_OFD_SETLK, kind_of(mode), range) {
-        Ok(_) => Ok(true),
-        Err(Errno::AGAIN | Errno::ACCESS) => Ok(false),
-        Err(errno) => Err(errno),
-    }
+/// What this description held before, it still holds then.
+///
+/// - `EAGAIN`: somebody else's lock is in the way, or was.
+/// - `EACCES`: as POSIX has it, the same; but some file systems and security modules say so where
+///   nobody holds anything.
+/// - `EBADF` where the descriptor is not open for what the mode needs (exclusive: writing, shared:
+///   reading); `ENOLCK` where the kernel or a network file system has no lock to give.
+pub(crate) fn try_lock(fd: BorrowedFd<'_>, mode: Mode, range: ByteRange) -> Result<(), Errno> {
+    fcntl(fd, libc::F_OFD_SETLK, kind_of(mode), range).map(drop)
 }
 
-/// The range of a lock that stands in the way of [`try_lock`], if one does now.
+/// A lock that stands in the way of [`try_lock`], if one does now; the first of them. The
+/// descriptor need not be open for what the mode needs. The range is as the kernel has it, and so
+/// perhaps none that a request can have.
+///
+/// # Errors
+/// Where the kernel does not tell.
 pub(crate) fn in_the_way(
     fd: BorrowedFd<'_>,
     mode: Mode,
     range: ByteRange,
-) -> Result<Option<ByteRange>, Errno> {
+) -> Result<Option<Outside>, Errno> {
     let lock = fcntl(fd, libc::F_OFD_GETLK, kind_of(mode), range)?;
-    if lock.l_type == libc::F_UNLCK as libc::c_short {
-        return Ok(None);
-    }
-    Ok(Some(range_of(&lock).unwrap_or(ByteRange::WHOLE_FILE)))
+    let mode = match libc::c_int::from(lock.l_type) {
+        libc::F_UNLCK => return Ok(None),
+        libc::F_RDLCK => Mode::Shared,
+        _ => Mode::Exclusive,
+    };
+    let range = range_of(&lock).unwrap_or(ByteRange::WHOLE_FILE);
+    // -1 for an OFD lock, and 0 for a process that is not in this pid namespace.
+    let pid = u32::try_from(lock.l_pid).ok().filter(|pid| *pid > 0);
+    Ok(Some(Outside { mode, range, pid }))
 }
 
 /// The range of a lock that the kernel tells.

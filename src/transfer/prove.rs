@@ -215,7 +215,7 @@ mod tests {
             for second in locks.iter().map(Some).chain([None]) {
                 let file = open(&at.to_string());
                 for lock in [Some(first), second].into_iter().flatten() {
-                    assert!(ofd::try_lock(file.as_fd(), lock.mode, lock.range).unwrap());
+                    ofd::try_lock(file.as_fd(), lock.mode, lock.range).unwrap();
                 }
                 for expected in &locks {
                     let carried = prover.locks_on(file.as_raw_fd()).unwrap();
@@ -233,9 +233,9 @@ mod tests {
         let (file, other) = (open("other"), open("other"));
         let (mode, range) = (Mode::Shared, ByteRange::FIRST);
         let lock = ExpectedLock { file: None, mode, range, others_may_lock: false };
-        assert!(ofd::try_lock(other.as_fd(), lock.mode, lock.range).unwrap());
+        ofd::try_lock(other.as_fd(), lock.mode, lock.range).unwrap();
         assert!(!known || !carries_only(file.as_fd(), &lock).unwrap());
-        assert!(ofd::try_lock(file.as_fd(), lock.mode, lock.range).unwrap());
+        ofd::try_lock(file.as_fd(), lock.mode, lock.range).unwrap();
         assert!(!known || !carries_only(file.as_fd(), &lock).unwrap());
         ofd::unlock(other.as_fd(), lock.range).unwrap();
         assert!(!known || carries_only(file.as_fd(), &lock).unwrap());
