@@ -1,5 +1,6 @@
 //! A snapshot: what it freezes, what it writes down, and that a failed exec loses nothing.
 #![cfg(feature = "snapshot")]
+#![allow(unsafe_code, reason = "what is done right before an exec")]
 
 mod common {
     pub(crate) mod forked;
@@ -17,9 +18,10 @@ use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +32,7 @@ use common::process::{
     held, held_at, in_child, ofd_lock, record_lock, signals, unlock_ofd, unlock_record,
 };
 use common::state::{closes_on_exec, descriptors, leave_behind, numbers_in, restore};
-use common::waits::{LONG, eventually, start};
+use common::waits::{LONG, Waiting, eventually, start};
 use lockspace::snapshot::{Document, ExecError, InvalidEntry, Snapshot, SnapshotError, carried};
 use lockspace::{
     AcquireError, ByteRange, Cancel, Lease, LockSpace, Mode, Naming, Origin, OwnerId, ReleaseError,
@@ -401,6 +403,41 @@ fn the_last_of_several_snapshots_thaws() {
     let _ = second.exec(&mut Command::new("/no/such/program"));
     assert_eq!(one.list(), []);
     one.acquire(ONE, request(), Wait::NO).unwrap().release().unwrap();
+}
+
+#[test]
+fn a_release_waits_for_the_end_of_an_exec() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = space_in(dir.path());
+    let lease = hold(&space, ONE, Mode::Exclusive, "leased");
+    hold(&space, ONE, Mode::Exclusive, "kept").keep();
+    hold(&space, TWO, Mode::Exclusive, "an owner's").keep();
+    let waiting = Arc::new(Mutex::new(Vec::new()));
+    let mut command = Command::new("/no/such/program");
+    let last_thing = {
+        let (waiting, space, mut lease) = (Arc::clone(&waiting), space.clone(), Some(lease));
+        move || {
+            let lease = lease.take().unwrap();
+            let [kept, of_owner] = [(); 2].map(|()| space.clone());
+            let releases = [
+                start(move || drop(lease)),
+                start(move || kept.release(ONE, "kept").unwrap()),
+                start(move || assert_eq!(of_owner.release_owner(TWO).holds, 1)),
+            ];
+            waiting.lock().unwrap().extend(releases.map(Waiting::sleeps_for_others));
+            // Nobody else waits.
+            assert_eq!(space.list().len(), 3);
+            assert_frozen(space.acquire(ONE, Request::shared("b").auto_create(), Wait::NO), "b");
+            Ok(())
+        }
+    };
+    // SAFETY: it runs in this process, whose other threads go on.
+    unsafe { command.pre_exec(last_thing) };
+    let error = Snapshot::take([&space]).unwrap().exec(&mut command);
+    assert_eq!(error.source.raw_os_error(), Some(libc::ENOENT), "{error}");
+    waiting.lock().unwrap().drain(..).for_each(Waiting::join);
+    assert_eq!(space.list(), []);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 // --- No snapshot.

@@ -112,8 +112,19 @@ impl Core {
         &self,
         update: impl FnOnce(&mut Table<LockFile>, &mut WakeList) -> T,
     ) -> T {
+        self.update_locked(self.lock(), update)
+    }
+
+    /// The same, of a table that is locked.
+    #[inline]
+    fn update_locked<T>(
+        &self,
+        mut table: MutexGuard<'_, Table<LockFile>>,
+        update: impl FnOnce(&mut Table<LockFile>, &mut WakeList) -> T,
+    ) -> T {
         let mut wakes = WakeList::default();
-        let updated = update(&mut self.table.lock(), &mut wakes);
+        let updated = update(&mut table, &mut wakes);
+        drop(table);
         self.wake(wakes);
         updated
     }

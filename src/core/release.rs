@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::transition::EndOnDrop;
 use super::{Core, Hold};
-use crate::engine::{Key, Name};
+use crate::engine::{Key, LockFile, Name};
 use crate::error::ReleaseError;
-use crate::table::{HoldKind, NoSuchHold, Slot};
+use crate::table::{HoldKind, NoSuchHold, Slot, Table, WakeList};
 use crate::types::{Mode, Origin, OwnerId};
 
 /// What [`LockSpace::release_owner`](crate::LockSpace::release_owner) did.
@@ -58,7 +58,7 @@ impl Core {
     pub(crate) fn release_by_name(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
-        let (slot, name, last) = self.update(|table, wakes| {
+        let (slot, name, last) = self.update_by_release(|table, wakes| {
             let slot = table.find(Key::from(text)).ok_or_else(not_held)?;
             let name = Arc::clone(table.resource(slot).name());
             let last = table.release(slot, owner, HoldKind::Kept, Instant::now, wakes);
@@ -90,8 +90,9 @@ impl Core {
         kept.sort_unstable();
         let mut released = Released { holds: 0, leftovers: Vec::new() };
         for (owner, slot) in kept {
-            let ended =
-                self.update(|table, wakes| table.release_kept(slot, owner, Instant::now, wakes));
+            let ended = self.update_by_release(|table, wakes| {
+                table.release_kept(slot, owner, Instant::now, wakes)
+            });
             released.holds += ended.count as usize;
             if let Some((name, hold)) = ended.last {
                 released.leftovers.extend(self.finish_release(slot, &name, hold).err());
@@ -109,7 +110,23 @@ impl Core {
         owner: OwnerId,
         kind: HoldKind,
     ) -> Result<Option<Hold>, NoSuchHold> {
-        self.update(|table, wakes| table.release(slot, owner, kind, Instant::now, wakes))
+        self.update_by_release(|table, wakes| table.release(slot, owner, kind, Instant::now, wakes))
+    }
+
+    /// Changes the table by a release, which waits while a snapshot of the space is being executed.
+    /// Its caller would be told that the hold has ended, and the new program would not.
+    #[inline]
+    fn update_by_release<T>(
+        &self,
+        update: impl FnOnce(&mut Table<LockFile>, &mut WakeList) -> T,
+    ) -> T {
+        #[cfg_attr(not(feature = "snapshot"), allow(unused_mut, reason = "nothing is executed"))]
+        let mut table = self.lock();
+        #[cfg(feature = "snapshot")]
+        while table.is_in_exec() {
+            self.wait_for_transition(&mut table, None);
+        }
+        self.update_locked(table, update)
     }
 
     /// Makes the system calls of a release, after the last owner has left.

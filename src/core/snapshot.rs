@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{Core, Hold, Process, log_release_error};
 use crate::engine::{Name, OpenNaming};
 use crate::table::UNRESPONSIVE_AFTER;
-use crate::types::ByteRange;
+use crate::types::{ByteRange, OwnerId};
 
 /// A space that is to be restored, without its holds.
 pub(crate) struct RestoredSpace {
@@ -49,6 +49,17 @@ impl Core {
         for (slot, name, hold) in ended {
             log_release_error(self.finish_release(slot, &name, hold).err());
         }
+    }
+
+    /// Begins to execute a snapshot of the space: from now on, releases wait until the exec has
+    /// failed. Returns those that were deferred before, how many of which owner.
+    pub(crate) fn begin_exec(&self) -> Vec<(Arc<Name>, OwnerId, u32)> {
+        self.lock().begin_exec()
+    }
+
+    /// The exec has failed.
+    pub(crate) fn end_exec(&self) {
+        self.update(|table, wakes| table.end_exec(wakes));
     }
 
     /// Calls `each` for all that is held, in order of name.

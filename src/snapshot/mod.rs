@@ -47,6 +47,7 @@
 // This layer uses every other one, and nothing but the user knows it. It makes no system call by
 // itself: what a descriptor carries is proven by `transfer`, and an exec is made by `sys`.
 
+mod deferred;
 mod document;
 mod error;
 mod libvirt;
@@ -64,7 +65,7 @@ pub use libvirt::{LibvirtLimit, NotForLibvirt};
 pub use restore::{restore, restore_what_verifies};
 pub use snapshot::Snapshot;
 
-use crate::sys::memfd;
+use crate::sys::memfd::{self, Content};
 
 /// The bytes that [`Snapshot::carry`] put into this file, in the program before this one. The
 /// file is closed.
@@ -77,5 +78,6 @@ use crate::sys::memfd;
 /// ```
 pub fn carried(number: u32) -> io::Result<Vec<u8>> {
     let number = RawFd::try_from(number);
-    memfd::take(number.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?)
+    let number = number.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+    memfd::take(Content::State, number)
 }

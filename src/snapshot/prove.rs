@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 use serde_json::Value;
 
+use super::deferred::{Deferred, Releases, release_all_of};
 use super::document::{
     Document, Parsed, ResolvedEntry, ResourceState, fd_of, lossy, malformed, name_of,
 };
@@ -23,6 +24,8 @@ use crate::types::{ByteRange, FileId, Mode, Naming, Origin, OwnerId};
 pub(super) struct ProvenSpace {
     pub(super) space: RestoredSpace,
     pub(super) entries: Vec<ProvenEntry>,
+    /// Holds that are to be released at once.
+    pub(super) releases: Releases,
 }
 
 pub(super) struct ProvenEntry {
@@ -44,6 +47,7 @@ pub(super) struct ProvenFile {
 /// Proves what can be proven of the documents, and tells why the rest cannot. Changes nothing.
 pub(super) fn prove<'a>(
     inherited: InheritedFds,
+    mut deferred: Option<&mut Deferred>,
     documents: impl IntoIterator<Item = &'a Document>,
 ) -> (Vec<ProvenSpace>, Vec<RestoreError>) {
     let mut prover = Prover {
@@ -54,7 +58,8 @@ pub(super) fn prove<'a>(
     };
     let mut spaces = Vec::new();
     for (index, document) in documents.into_iter().enumerate() {
-        match prover.document(index, document) {
+        let releases = deferred.as_mut().map(|deferred| deferred.releases_in(document));
+        match prover.document(index, document, releases.unwrap_or_default()) {
             Ok(space) => spaces.push(space),
             Err(why) => prover.failed.push(RestoreError {
                 document: index,
@@ -76,7 +81,12 @@ struct Prover {
 }
 
 impl Prover {
-    fn document(&mut self, index: usize, document: &Document) -> Result<ProvenSpace, InvalidEntry> {
+    fn document(
+        &mut self,
+        index: usize,
+        document: &Document,
+        releases: Releases,
+    ) -> Result<ProvenSpace, InvalidEntry> {
         let json = document.json();
         let parsed = Parsed::parse(&json)?;
         let entries = parsed.entries;
@@ -86,7 +96,7 @@ impl Prover {
         self.descriptions.reserve(entries.len());
         let mut names = HashSet::with_capacity(entries.len());
         for (at, entry) in entries.iter().enumerate() {
-            let proven = self.entry(&space, entry).and_then(|proven| {
+            let proven = self.entry(&space, &releases, entry).and_then(|proven| {
                 match names.insert(proven.name.text().to_owned()) {
                     true => Ok(proven),
                     false => Err(InvalidEntry::DuplicateName),
@@ -103,10 +113,15 @@ impl Prover {
                 }),
             }
         }
-        Ok(ProvenSpace { space, entries: proven_entries })
+        Ok(ProvenSpace { space, entries: proven_entries, releases })
     }
 
-    fn entry(&mut self, space: &RestoredSpace, json: &Value) -> Result<ProvenEntry, InvalidEntry> {
+    fn entry(
+        &mut self,
+        space: &RestoredSpace,
+        releases: &Releases,
+        json: &Value,
+    ) -> Result<ProvenEntry, InvalidEntry> {
         let state = ResourceState::parse(json)?;
         let entry = state.resolve()?;
         let name = match entry.origin {
@@ -131,15 +146,20 @@ impl Prover {
         let file = match in_memory {
             true if entry.fd == -1 => None,
             true => return Err(InvalidEntry::Number),
-            false => Some(self.file(&name, &entry, range)?),
+            false => {
+                // What is released may have been removed.
+                let is_held = !release_all_of(releases, name.text(), entry.owners.len());
+                Some(self.file(is_held.then_some(&name), &entry, range)?)
+            }
         };
         let owners = Owners::kept(entry.owners.iter().copied().map(OwnerId::new));
         Ok(ProvenEntry { name, mode: entry.mode, range, origin: entry.origin, owners, file })
     }
 
+    /// `name` must lead to the file, if it is given.
     fn file(
         &mut self,
-        name: &Name,
+        name: Option<&Arc<Name>>,
         entry: &ResolvedEntry<'_>,
         range: ByteRange,
     ) -> Result<ProvenFile, InvalidEntry> {
@@ -156,7 +176,8 @@ impl Prover {
             others_may_lock: entry.origin == Origin::Opened,
         };
         let id = self.locks.prove(fd.as_fd(), &expected)?;
-        if !name.leads_to(id).map_err(|error| InvalidEntry::Io(error.source))? {
+        let leads_there = name.map_or(Ok(true), |name| name.leads_to(id));
+        if !leads_there.map_err(|error| InvalidEntry::Io(error.source))? {
             return Err(InvalidEntry::Replaced);
         }
         self.descriptions.insert(number, id)?;

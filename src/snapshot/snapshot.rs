@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 use std::sync::Arc;
 
+use super::deferred;
 use super::document::{
     AUTO_CREATED, Document, RangeState, ResourceExtension, ResourceState, SHARED, SpaceExtension,
     SpaceState, VERSION, lossy,
@@ -15,14 +16,15 @@ use crate::api::LockSpace;
 use crate::core::{Core, Hold};
 use crate::engine::{LockFile, Name};
 use crate::sys;
-use crate::sys::memfd::MemoryFile;
-use crate::types::{FileId, Mode, Origin};
+use crate::sys::memfd::{Content, MemoryFile};
+use crate::types::{FileId, Mode, Origin, OwnerId};
 
 /// Several spaces, frozen: what they hold does not change while this lives.
 ///
 /// Tries are refused meanwhile ([`AcquireError::Frozen`](crate::AcquireError::Frozen)), waits
-/// wait, and releases are put off; when it is dropped, they happen, and everything goes on. A
-/// snapshot that is executed comes back only if that failed.
+/// wait, and releases are deferred: they return at once, and happen when the snapshot is dropped. A
+/// snapshot that is executed comes back only if that failed; else the new program's
+/// [`restore`](super::restore()) makes the releases that were deferred.
 ///
 /// Mirrors `virLockSpacePreExecRestart`.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub struct Snapshot {
     /// The descriptors that hold locks. They stay open while the spaces are frozen.
     held: Vec<RawFd>,
     carried: Vec<MemoryFile>,
+    /// When this process was started.
+    started: u64,
 }
 
 impl Snapshot {
@@ -50,7 +54,7 @@ impl Snapshot {
     /// let space = LockSpace::open(Naming::in_memory())?;
     /// let lease = space.acquire(OwnerId::new(1), Request::exclusive("a"), Wait::NO)?;
     /// let snapshot = Snapshot::take([&space])?;
-    /// drop(lease); // put off
+    /// drop(lease); // deferred
     /// assert_eq!(space.list().len(), 1);
     /// drop(snapshot);
     /// assert_eq!(space.list().len(), 0);
@@ -66,6 +70,7 @@ impl Snapshot {
             documents: Vec::new(),
             held: Vec::new(),
             carried: Vec::new(),
+            started,
         };
         for space in spaces {
             let core = space.core();
@@ -88,14 +93,15 @@ impl Snapshot {
         &self.documents
     }
 
-    /// Puts bytes into a sealed file in memory that the exec carries over; what is returned is
-    /// for [`carried`](super::carried), by way of an argument or the environment. May be called more than once.
+    /// Puts bytes into a sealed file in memory that the exec carries over; what is returned is for
+    /// [`carried`](super::carried), by way of an argument or the environment. May be called more than
+    /// once.
     ///
     /// # Errors
     /// Those of `memfd_create` and of writing to it.
     #[doc(alias = "memfd_create")]
     pub fn carry(&mut self, bytes: &[u8]) -> io::Result<u32> {
-        let file = MemoryFile::new(bytes)?;
+        let file = MemoryFile::new(Content::State, bytes)?;
         let number = file.number();
         self.carried.push(file);
         Ok(number.unsigned_abs())
@@ -104,23 +110,57 @@ impl Snapshot {
     /// Executes another program, or a new version of this one, in this process, with every lock
     /// held. Returns only if that fails: then everything is held still, close-on-exec is set
     /// again on every descriptor, signal mask, SIGPIPE and working directory are as they were,
-    /// and what was put off happens.
+    /// and the deferred releases happen.
     ///
     /// The descriptors can be inherited from the moment before `execve` on; a command that
     /// another thread spawns in that moment inherits them too. That weakens no lock.
+    ///
+    /// A release in another thread waits while the program is executed. Those that were deferred before
+    /// are written into a sealed file in memory, whose number stands in the new program's environment,
+    /// as `LOCKSPACE_RELEASES`, for [`restore`](super::restore()). libvirt's lock daemon does not look
+    /// there: what is given to it is not to be released any more.
     ///
     /// What else the command was told to change in its child (standard streams, ids) stays
     /// changed after a failure: tell it nothing of the kind. `env_clear` and `arg0` cannot be
     /// learned from a command, and have no effect here: use `env_remove`.
     pub fn exec(self, command: &mut Command) -> ExecError {
-        if self.spaces.iter().any(|space| !space.core().process.is_here()) {
-            let source = io::Error::other("a forked child cannot pass its parent's locks on");
-            return ExecError { program: command.get_program().to_owned(), source };
-        }
-        let mut keep = self.held.clone();
-        keep.extend(self.carried.iter().map(MemoryFile::number));
-        let source = sys::exec::exec(command, keep);
+        let source = self.try_exec(command);
         ExecError { program: command.get_program().to_owned(), source }
+    }
+
+    fn try_exec(&self, command: &mut Command) -> io::Error {
+        if self.spaces.iter().any(|space| !space.core().process.is_here()) {
+            return io::Error::other("a forked child cannot pass its parent's locks on");
+        }
+        let mut executing = Executing { spaces: Vec::new() };
+        let deferred = self.spaces.iter().map(|space| executing.begin(space.core())).collect();
+        let releases = match deferred::write(&self.documents, deferred, self.started) {
+            Ok(releases) => releases,
+            Err(error) => return error,
+        };
+        let files = self.carried.iter().chain(&releases).map(MemoryFile::number);
+        let keep = self.held.iter().copied().chain(files).collect();
+        let number = releases.as_ref().map(|file| file.number().to_string());
+        sys::exec::exec(command, keep, (deferred::VARIABLE, number))
+    }
+}
+
+/// Spaces whose snapshot is being executed. The drop of this tells them that it has failed.
+struct Executing<'a> {
+    spaces: Vec<&'a Core>,
+}
+
+impl<'a> Executing<'a> {
+    /// Returns the releases that were deferred by now.
+    fn begin(&mut self, core: &'a Core) -> Vec<(Arc<Name>, OwnerId, u32)> {
+        self.spaces.push(core);
+        core.begin_exec()
+    }
+}
+
+impl Drop for Executing<'_> {
+    fn drop(&mut self) {
+        self.spaces.iter().for_each(|core| core.end_exec());
     }
 }
 

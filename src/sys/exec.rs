@@ -23,13 +23,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fd::{OnExec, set_on_exec};
 
-/// Executes `command` in this process, with these descriptors kept open. Returns only if that
-/// fails: then they close on exec again, and signal mask, SIGPIPE and working directory are as they
-/// were.
+/// Executes `command` in this process, with these descriptors kept open, and with this variable in
+/// the environment, or without it. Returns only if that fails: then they close on exec again, and
+/// signal mask, SIGPIPE and working directory are as they were.
 ///
 /// The descriptors are the caller's, who keeps them open through the call.
-pub(crate) fn exec(command: &mut Command, keep: Vec<RawFd>) -> io::Error {
-    let image = match Image::of(command) {
+pub(crate) fn exec(
+    command: &mut Command,
+    keep: Vec<RawFd>,
+    variable: (&str, Option<String>),
+) -> io::Error {
+    let image = match Image::of(command, variable) {
         Ok(image) => image,
         Err(nul) => return nul.into(),
     };
@@ -70,10 +74,14 @@ struct Image {
 }
 
 impl Image {
-    fn of(command: &Command) -> Result<Self, std::ffi::NulError> {
+    fn of(
+        command: &Command,
+        (name, value): (&str, Option<String>),
+    ) -> Result<Self, std::ffi::NulError> {
         let c_string = |text: &OsStr| CString::new(text.as_bytes());
         let mut variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
-        for (name, value) in command.get_envs() {
+        let own = (OsStr::new(name), value.as_deref().map(OsStr::new));
+        for (name, value) in command.get_envs().chain([own]) {
             match value {
                 Some(value) => drop(variables.insert(name.to_owned(), value.to_owned())),
                 None => drop(variables.remove(name)),

@@ -8,7 +8,23 @@ use std::path::Path;
 use parking_lot::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 
-const NAME: &str = "lockspace-state";
+/// What a file is for, which its name tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Content {
+    /// What the program gives its successor.
+    State,
+    /// The releases that were deferred at the exec.
+    Releases,
+}
+
+impl Content {
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::State => "lockspace-state",
+            Self::Releases => "lockspace-releases",
+        }
+    }
+}
 
 /// The inodes of those that this program has made: it owns every descriptor of theirs, and others
 /// may own more, of the number's path in `/proc` opened anew. Never forgotten, since those may live on.
@@ -19,9 +35,9 @@ static OWN: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 pub(crate) struct MemoryFile(OwnedFd);
 
 impl MemoryFile {
-    pub(crate) fn new(bytes: &[u8]) -> io::Result<Self> {
+    pub(crate) fn new(content: Content, bytes: &[u8]) -> io::Result<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let fd = rustix::fs::memfd_create(NAME, flags)?;
+        let fd = rustix::fs::memfd_create(content.file_name(), flags)?;
         let mut file = File::from(super::fd::above_stdio(&fd)?);
         file.write_all(bytes)?;
         rustix::fs::fcntl_add_seals(&file, all_seals())?;
@@ -42,19 +58,17 @@ fn all_seals() -> SealFlags {
     SealFlags::SEAL | SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE
 }
 
-/// The bytes of a file that [`MemoryFile::new`] made in the program before this one, which is
-/// closed then.
+/// The bytes of a file that [`MemoryFile::new`] made in the program before this one. It stays open.
 ///
 /// # Errors
-/// If the number is not that of such a file, or this program has made it itself; it stays open
-/// then.
-pub(crate) fn take(number: RawFd) -> io::Result<Vec<u8>> {
+/// If the number is not that of such a file, or this program has made it itself.
+pub(crate) fn read(content: Content, number: RawFd) -> io::Result<Vec<u8>> {
     let path = super::procfs::path_by_number(number);
     let refused = || io::Error::new(io::ErrorKind::InvalidInput, "no state was carried in it");
     // Reopened, so that nothing is assumed of the number before it is known what is there.
     let link = std::fs::read_link(&path)?;
     let mut file = File::open(&path)?;
-    let named = link == Path::new(&format!("/memfd:{NAME} (deleted)"));
+    let named = link == Path::new(&format!("/memfd:{} (deleted)", content.file_name()));
     if !named || rustix::fs::fcntl_get_seals(&file).ok() != Some(all_seals()) {
         return Err(refused());
     }
@@ -62,10 +76,15 @@ pub(crate) fn take(number: RawFd) -> io::Result<Vec<u8>> {
         return Err(refused());
     }
     let mut bytes = Vec::new();
-    let read = file.read_to_end(&mut bytes);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// As [`read`], and closes the file then.
+pub(crate) fn take(content: Content, number: RawFd) -> io::Result<Vec<u8>> {
+    let bytes = read(content, number)?;
     // SAFETY: it is a file that only `new` makes, and not one that this program has made, so it
     // was carried over an exec, and nobody in this program can own it.
     drop(unsafe { OwnedFd::from_raw_fd(number) });
-    read?;
     Ok(bytes)
 }

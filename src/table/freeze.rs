@@ -13,6 +13,10 @@ pub(super) struct Freeze {
     /// How many snapshots of the space there are.
     #[cfg(feature = "snapshot")]
     pub(super) snapshots: usize,
+    /// How many of them are being executed. Nothing more is deferred meanwhile: the new program is
+    /// told what was deferred before.
+    #[cfg(feature = "snapshot")]
+    pub(super) execs: usize,
     /// How many releases of each kind happen when the last snapshot is dropped.
     deferred: HashMap<(Slot, OwnerId, HoldKind), u32>,
 }
@@ -36,6 +40,12 @@ impl Freeze {
     /// How many of these `held` holds remain once what was deferred has happened.
     pub(super) fn remaining(&self, slot: Slot, owner: OwnerId, kind: HoldKind, held: u32) -> u32 {
         held - self.deferred.get(&(slot, owner, kind)).copied().unwrap_or(0)
+    }
+
+    /// What is deferred, with how many releases of each.
+    #[cfg(feature = "snapshot")]
+    pub(super) fn deferred(&self) -> impl Iterator<Item = (Slot, OwnerId, u32)> {
+        self.deferred.iter().map(|(&(slot, owner, _), &count)| (slot, owner, count))
     }
 
     #[cfg(feature = "snapshot")]

@@ -532,6 +532,28 @@ impl<F: LockedFile> Table<F> {
         ended
     }
 
+    /// Begins to execute a snapshot of the space. Returns the releases that were deferred by now:
+    /// how many of which owner.
+    pub(crate) fn begin_exec(&mut self) -> Vec<(Arc<Name>, OwnerId, u32)> {
+        let Some(frozen) = &mut self.frozen else { return Vec::new() };
+        frozen.execs += 1;
+        let name = |slot| Arc::clone(self.slots.at(slot).name());
+        frozen.deferred().map(|(slot, owner, count)| (name(slot), owner, count)).collect()
+    }
+
+    /// Whether a snapshot is being executed: no release may happen, and none may be deferred.
+    pub(crate) fn is_in_exec(&self) -> bool {
+        self.frozen.as_ref().is_some_and(|frozen| frozen.execs > 0)
+    }
+
+    /// The exec has failed.
+    pub(crate) fn end_exec(&mut self, wakes: &mut WakeList) {
+        if let Some(frozen) = &mut self.frozen {
+            frozen.execs -= 1;
+        }
+        wakes.transition_ended = true;
+    }
+
     /// Absent to held, for each of these: a table that is being restored.
     pub(crate) fn restore(&mut self, holds: impl ExactSizeIterator<Item = (Arc<Name>, Hold<F>)>) {
         self.slots.reserve(holds.len());

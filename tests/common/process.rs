@@ -255,6 +255,12 @@ pub(crate) fn unshare_mounts() -> io::Result<()> {
     }
 }
 
+/// Sets an environment variable. For a child, which has one thread.
+pub(crate) fn set_variable(name: &str, value: &str) {
+    // SAFETY: no other thread reads or changes the environment.
+    unsafe { std::env::set_var(name, value) };
+}
+
 /// Blocks signals in this thread.
 pub(crate) fn block_signals(signals: &[i32]) {
     // SAFETY: the set is initialized by the first call, and lives through the others.
