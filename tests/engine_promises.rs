@@ -13,7 +13,7 @@ use std::fs;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::faults::{Call, with_faults};
 use common::forked::{Gate, Kind, Lock, fork, open, ran_alone, set_lock};
@@ -262,4 +262,38 @@ fn a_refusal_tells_mode_bytes_and_process_of_the_lock_in_the_way() {
             }
         }
     }
+}
+
+/// All bytes but the last: what a process that removes the file has locked.
+const REMOVAL: (i64, i64) = (0, i64::MAX);
+
+#[test]
+fn a_try_does_not_wait_for_a_remover_that_was_stopped() {
+    let dir = TempDir::new().unwrap();
+    let (_folder, image) = image();
+    let (space, direct) = (space_in(dir.path()), direct());
+    space.create(NAME).unwrap();
+    // As a remover that was stopped between its lock and its unlink.
+    for file in [&dir.path().join(NAME), &image] {
+        hold_elsewhere(file, Kind::Ofd, Lock::Exclusive, REMOVAL, |_| {
+            let took = (0..10).map(|_| {
+                let begun = Instant::now();
+                let refused = match file == &image {
+                    true => direct.acquire(A, Request::exclusive(file), Wait::NO),
+                    false => space.acquire(A, Request::shared(NAME).auto_create(), Wait::NO),
+                };
+                let outside = *busy(refused).outside().expect("the kernel has told");
+                assert_eq!((outside.mode, outside.range), (Mode::Exclusive, ByteRange::WHOLE_FILE));
+                begun.elapsed()
+            });
+            // The best of them, as other programs may have the processor. It was 0.1 s at least, by
+            // its sleeps alone.
+            let best = took.min().unwrap();
+            assert!(best < Duration::from_millis(50), "{best:?}");
+        });
+    }
+    hold_elsewhere(&dir.path().join(NAME), Kind::Ofd, Lock::Exclusive, REMOVAL, |_| {
+        assert!(matches!(space.delete(NAME), Err(LockFileError::Busy(_))));
+    });
+    space.delete(NAME).unwrap();
 }

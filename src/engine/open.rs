@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check::{check_file, check_kind};
 use super::directory::Directory;
@@ -21,6 +21,10 @@ use crate::types::{ByteRange, FileId, InvalidRequest, IoError, LockSpec, Mode};
 /// How often a file that was replaced meanwhile is opened again. Eight processes that create and
 /// unlink one name without pause need a handful.
 const TRIES: u32 = 1000;
+
+/// How long a removal is waited for, which takes microseconds unless its thread was stopped. A file
+/// that is still there is said to be held.
+const REMOVAL_TIME: Duration = Duration::from_millis(5);
 
 /// A file that was opened, and perhaps created for it.
 struct Opened {
@@ -142,21 +146,26 @@ fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
 /// The time that a call gives to a thread that removes the file.
 #[derive(Default)]
 struct RemovalWait {
-    waits: u32,
+    yields: u32,
+    since: Option<Instant>,
 }
 
 impl RemovalWait {
-    /// Gives it some: at first by a yield, as a removal takes microseconds; then, if that thread does
-    /// not run on a busy machine, for a tenth of a second in all. `false` once that is over.
+    /// Gives it some: at first by a yield, as a removal takes microseconds; then by a sleep, as that
+    /// thread may not run on a busy machine. `false` once it has had [`REMOVAL_TIME`].
     #[cold]
     fn back_off(&mut self) -> bool {
-        self.waits += 1;
-        match self.waits {
-            0..20 => std::thread::yield_now(),
-            20..500 => std::thread::sleep(Duration::from_micros(200)),
-            _ => return false,
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.yields < 20 {
+            self.yields += 1;
+            std::thread::yield_now();
+            return true;
         }
-        true
+        let goes_on = since.elapsed() < REMOVAL_TIME;
+        if goes_on {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        goes_on
     }
 }
 
