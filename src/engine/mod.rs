@@ -21,9 +21,9 @@ pub use holder::{HeldBy, Holder, Kind, Process};
 pub use holders::holders_of;
 pub(crate) use holders::{holders_beside, holders_of_descriptor};
 pub(crate) use lock_file::{LockError, LockFile, Retried};
-pub(crate) use name::{Key, Name, OpenNaming};
 #[cfg(feature = "snapshot")]
-pub(crate) use name::{check, check_component};
+pub(crate) use name::check;
+pub(crate) use name::{Key, Name, OpenNaming};
 pub(crate) use open::create_file;
 pub(crate) use opened::{InodeLocks, duplicate, mount_of, path_of};
 pub(crate) use refusal::Attempt;

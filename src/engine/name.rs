@@ -97,20 +97,16 @@ impl OpenNaming {
     /// The name with its way to a file, if such a name can be here.
     pub(crate) fn name<'a>(&self, key: impl Into<Key<'a>>) -> Result<Arc<Name>, InvalidRequest> {
         let text = key.into().text;
-        let checked = check(text)?;
-        let way = match self {
+        let (checked, way) = match self {
             Self::Directory(scheme, directory) => {
-                if *scheme == Scheme::Verbatim {
-                    check_component(text)?;
-                }
-                Way::In(*scheme, Arc::clone(directory))
+                (check(text, Some(*scheme))?, Way::In(*scheme, Arc::clone(directory)))
             }
-            Self::Direct if text.as_bytes().first() != Some(&b'/') => {
-                return Err(InvalidRequest::Relative);
-            }
-            Self::Direct => Way::Path,
-            Self::InMemory => Way::Nowhere,
+            Self::Direct => (check(text, None)?, Way::Path),
+            Self::InMemory => (check(text, None)?, Way::Nowhere),
         };
+        if matches!(way, Way::Path) && !text.as_bytes().starts_with(b"/") {
+            return Err(InvalidRequest::Relative);
+        }
         Ok(Name::new(checked, way))
     }
 
@@ -119,29 +115,30 @@ impl OpenNaming {
         key: impl Into<Key<'a>>,
         path: PathBuf,
     ) -> Result<Arc<Name>, InvalidRequest> {
-        let text = check(key.into().text)?;
+        let text = check(key.into().text, None)?;
         Ok(Name::new(text, Way::Opened(Box::new(path))))
     }
 }
 
-/// Refuses what no naming allows: such a name could never be written where C strings are.
-pub(crate) fn check(text: &OsStr) -> Result<PathBytes<'_>, InvalidRequest> {
-    match text.as_bytes() {
-        [] => Err(InvalidRequest::Empty),
-        bytes if bytes.len() > LONGEST_NAME => Err(InvalidRequest::TooLong { max: LONGEST_NAME }),
-        bytes => PathBytes::new(bytes).ok_or(InvalidRequest::Nul),
+/// Refuses what no naming allows, since it could never be written as a C string; and what cannot be
+/// a file name, where that is `scheme`'s.
+pub(crate) fn check(text: &OsStr, scheme: Option<Scheme>) -> Result<PathBytes<'_>, InvalidRequest> {
+    let bytes = text.as_bytes();
+    if bytes.is_empty() {
+        return Err(InvalidRequest::Empty);
     }
-}
-
-/// What a name that is a file name cannot be.
-pub(crate) fn check_component(text: &OsStr) -> Result<(), InvalidRequest> {
-    match text.as_bytes() {
-        bytes if bytes.len() > LONGEST_COMPONENT => {
+    if bytes.len() > LONGEST_NAME {
+        return Err(InvalidRequest::TooLong { max: LONGEST_NAME });
+    }
+    let checked = PathBytes::new(bytes).ok_or(InvalidRequest::Nul)?;
+    match scheme {
+        Some(Scheme::Verbatim) if bytes.len() > LONGEST_COMPONENT => {
             Err(InvalidRequest::TooLong { max: LONGEST_COMPONENT })
         }
-        b"." | b".." => Err(InvalidRequest::NotOneComponent),
-        bytes if has_byte(bytes, b'/') => Err(InvalidRequest::NotOneComponent),
-        _ => Ok(()),
+        Some(Scheme::Verbatim) if matches!(bytes, b"." | b"..") || has_byte(bytes, b'/') => {
+            Err(InvalidRequest::NotOneComponent)
+        }
+        _ => Ok(checked),
     }
 }
 

@@ -23,8 +23,8 @@ use serde_json::Value;
 
 use super::document::{Document, Parsed, ResolvedEntry, ResourceState, malformed, name_of};
 use super::error::InvalidEntry;
-use crate::engine::{check, check_component};
-use crate::types::{ByteRange, InvalidRequest, Origin, OwnerId};
+use crate::engine::check;
+use crate::types::{ByteRange, InvalidRequest, Origin, OwnerId, Scheme};
 
 /// The longest file of state that virtlockd reads.
 const LONGEST: usize = 10 << 20;
@@ -206,12 +206,11 @@ impl<'a> Reader<'a> {
             return Err(LibvirtLimit::NotUtf8);
         }
         let invalid = |why| LibvirtLimit::Entry(InvalidEntry::Name(why));
-        check(text).map_err(invalid)?;
+        check(text, self.directory.map(|_| Scheme::Verbatim)).map_err(invalid)?;
         let at_its_name = match self.directory {
             None if !name.starts_with('/') => return Err(invalid(InvalidRequest::Relative)),
             None => state.path == name,
             Some(directory) => {
-                check_component(text).map_err(invalid)?;
                 let below = state.path.strip_prefix(directory.trim_end_matches('/'));
                 let file = below.and_then(|path| path.strip_prefix('/'));
                 file.is_some_and(|file| file.trim_start_matches('/') == name)
