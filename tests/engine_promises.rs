@@ -11,6 +11,7 @@ mod common {
 use std::cell::Cell;
 use std::fs;
 use std::num::NonZeroU64;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -18,12 +19,13 @@ use std::time::{Duration, Instant};
 use common::faults::{Call, with_faults};
 use common::forked::{Gate, Kind, Lock, fork, open, ran_alone, set_lock};
 use common::interop::skip_or_fail;
-use common::waits::LONG;
-use lockspace::{AcquireError, Busy, ByteRange, LockFileError, LockSpace, Mode, Naming};
+use common::waits::{LONG, start};
+use lockspace::{AcquireError, Busy, ByteRange, Cancel, LockFileError, LockSpace, Mode, Naming};
 use lockspace::{OwnerId, ReleaseError, Request, Target, Wait};
 use tempfile::TempDir;
 
 const A: OwnerId = OwnerId::new(1);
+const B: OwnerId = OwnerId::new(2);
 const NAME: &str = "disk";
 
 fn space_in(dir: &Path) -> LockSpace {
@@ -261,6 +263,97 @@ fn a_refusal_tells_mode_bytes_and_process_of_the_lock_in_the_way() {
                 });
             }
         }
+    }
+}
+
+/// Runs `body` beside a child that has a lease on the file, as a file server takes it, and gives it up when
+/// `body` says so. Its file stays open.
+fn lease_elsewhere(file: &Path, kind: libc::c_int, body: impl FnOnce(&Gate)) {
+    let (taken, done) = (Gate::new(), Gate::new());
+    let child = fork(|| {
+        let file = match kind {
+            libc::F_RDLCK => fs::File::open(file).unwrap(),
+            _ => open(file),
+        };
+        let set = |kind: libc::c_int| {
+            // SAFETY: integers, of an open descriptor; and a signal that is ignored from then on, as the
+            // kernel asks by it.
+            #[allow(unsafe_code, reason = "leases, which rustix does not have")]
+            unsafe {
+                libc::signal(libc::SIGIO, libc::SIG_IGN);
+                libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind)
+            }
+        };
+        assert_eq!(set(kind), 0, "{}", std::io::Error::last_os_error());
+        taken.open();
+        done.wait();
+        set(libc::F_UNLCK);
+        done.wait();
+    });
+    taken.wait();
+    body(&done);
+    done.open();
+    child.join();
+}
+
+#[test]
+fn a_leased_file_is_busy_to_a_try_and_waited_for_by_a_wait() {
+    let dir = TempDir::new().unwrap();
+    let (_folder, image) = image();
+    let (space, direct) = (space_in(dir.path()), direct());
+    space.create(NAME).unwrap();
+    let lock_file = dir.path().join(NAME);
+    for (file, kind, mode) in [
+        (&image, libc::F_RDLCK, Mode::Exclusive),
+        (&image, libc::F_WRLCK, Mode::Exclusive),
+        (&image, libc::F_WRLCK, Mode::Shared),
+        (&lock_file, libc::F_RDLCK, Mode::Shared),
+        (&lock_file, libc::F_WRLCK, Mode::Exclusive),
+    ] {
+        let (space, name) = match file == &image {
+            true => (direct.clone(), image.clone()),
+            false => (space.clone(), NAME.into()),
+        };
+        let acquire = {
+            let (space, name) = (space.clone(), name.clone());
+            move |wait| space.acquire(A, Request::new(mode, &name), wait)
+        };
+        lease_elsewhere(file, kind, |give_up| {
+            let refused = busy(acquire(Wait::NO));
+            assert!(refused.is_leased() && refused.outside().is_none() && refused.held().is_none());
+            assert!(refused.to_string().contains("is busy: leased by another program; asked for"));
+            let short = Duration::from_millis(30);
+            let refused = busy(acquire(Wait::within(short)));
+            assert!(refused.is_leased() && refused.waited() >= short, "{refused:?}");
+            let all = [Request::new(mode, &name)];
+            assert!(busy(space.acquire_all(A, all, Wait::NO)).is_leased());
+            let cancel = Cancel::new();
+            let wait = Wait::FOREVER.unless(&cancel);
+            let waiting = start({
+                let acquire = acquire.clone();
+                move || acquire(wait).map(drop)
+            });
+            let waiting = waiting.sleeps_for_others();
+            cancel.cancel();
+            assert!(matches!(waiting.join(), Err(AcquireError::Cancelled { .. })));
+            if file == &lock_file {
+                space.create(NAME).unwrap();
+                let Err(LockFileError::Busy(busy)) = space.delete(NAME) else { panic!() };
+                assert!(busy.is_leased());
+            }
+            let waiting = start({
+                let acquire = acquire.clone();
+                move || acquire(Wait::FOREVER).map(|lease| lease.mode())
+            });
+            let all = start(move || {
+                let (all, wait) = ([Request::new(mode, &name)], Wait::within(LONG));
+                space.acquire_all(B, all, wait).map(drop)
+            });
+            let (waiting, all) = (waiting.sleeps_for_others(), all.sleeps_for_others());
+            give_up.open();
+            assert_eq!(waiting.join().unwrap(), mode);
+            all.join().unwrap();
+        });
     }
 }
 

@@ -9,7 +9,7 @@ use super::contender::{Action, Contender, Event, OnContention, Rest};
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
 use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink};
 use crate::engine::{LockError, LockFile, Name, Retried};
-use crate::error::AcquireError;
+use crate::error::{AcquireError, Busy};
 use crate::table::{Claim, Contention, HandedOver, UNRESPONSIVE_AFTER};
 use crate::types::{FileId, IoError, Mode, Origin, Outside};
 use crate::wait::{
@@ -105,9 +105,17 @@ pub(super) struct ContendingAcquire<'a> {
     queue: CallQueue,
     /// The open file, while it is locked elsewhere.
     contended: Option<ContendedFile>,
-    /// The file that was locked elsewhere last, and by which lock, if the kernel has told.
-    last_contended: Option<(FileId, Option<Outside>)>,
+    /// What was in the way last.
+    last_refusal: Option<LastRefusal>,
     locked: Option<Locked>,
+}
+
+/// What was in the way of a file.
+#[derive(Clone, Copy)]
+enum LastRefusal {
+    /// Somebody's lock: this one, if the kernel has told.
+    Lock(FileId, Option<Outside>),
+    Lease(FileId),
 }
 
 /// A file that is open here and locked elsewhere.
@@ -134,7 +142,7 @@ impl<'a> ContendingAcquire<'a> {
             context,
             queue,
             contended: None,
-            last_contended: None,
+            last_refusal: None,
             locked: None,
         }
     }
@@ -264,7 +272,7 @@ impl<'a> ContendingAcquire<'a> {
     }
 
     fn no_answer(&self, end: WaitEnd, began: Instant) -> AcquireError {
-        match self.last_contended {
+        match self.last_refusal {
             // Somebody held it when it was looked at last, and there was no time to learn more.
             Some(last) if end == WaitEnd::TimedOut && began.elapsed() < UNRESPONSIVE_AFTER => {
                 self.busy(last)
@@ -284,9 +292,12 @@ impl<'a> ContendingAcquire<'a> {
         }
     }
 
-    fn busy(&self, contended: (FileId, Option<Outside>)) -> AcquireError {
-        let name = Arc::clone(self.transition.name());
-        let busy = self.core.refused_by_kernel(name, self.claim.mode, contended);
+    fn busy(&self, refusal: LastRefusal) -> AcquireError {
+        let (name, mode) = (Arc::clone(self.transition.name()), self.claim.mode);
+        let busy = match refusal {
+            LastRefusal::Lock(id, by) => self.core.refused_by_kernel(name, mode, (id, by)),
+            LastRefusal::Lease(id) => Busy::leased(name, mode).on(id),
+        };
         AcquireError::Busy(busy.after(self.context.waited()))
     }
 
@@ -320,7 +331,7 @@ impl Contest for ContendingAcquire<'_> {
             self.close(contended);
         }
         self.resume()?;
-        if let (Some(last), Some(WaitEnd::TimedOut)) = (self.last_contended, self.context.end()) {
+        if let (Some(last), Some(WaitEnd::TimedOut)) = (self.last_refusal, self.context.end()) {
             return Err(self.busy(last));
         }
         let call = LockCall::new(self.resolved).map_err(|error| self.lock_error(error))?;
@@ -350,9 +361,13 @@ impl Contest for ContendingAcquire<'_> {
                 Ok(Event::Locked)
             }
             Err(LockError::Contended(file, by)) => {
-                self.last_contended = Some((file.id(), by));
+                self.last_refusal = Some(LastRefusal::Lock(file.id(), by));
                 self.contended = Some(ContendedFile { watch: None, file });
                 Ok(Event::Refused)
+            }
+            Err(LockError::Leased(id)) => {
+                self.last_refusal = Some(LastRefusal::Lease(id));
+                Ok(Event::Leased)
             }
             Err(error) => Err(self.lock_error(error)),
         }
@@ -409,7 +424,7 @@ impl Contest for ContendingAcquire<'_> {
                 return Ok(Event::Stale);
             }
             Ok(Retried::Contended(by)) => {
-                self.last_contended = Some((contended.file.id(), by));
+                self.last_refusal = Some(LastRefusal::Lock(contended.file.id(), by));
                 self.contended = Some(contended);
             }
             Err(error) => {
@@ -439,7 +454,7 @@ impl Contest for ContendingAcquire<'_> {
 
     fn give_up(&mut self) -> AcquireError {
         let name = self.transition.name();
-        match (self.context.end(), self.last_contended) {
+        match (self.context.end(), self.last_refusal) {
             (Some(WaitEnd::Cancelled), _) => failure::cancelled(name.text(), self.context),
             (_, Some(last)) => self.busy(last),
             (_, None) => failure::frozen(name.text()),

@@ -6,8 +6,8 @@
 //!
 //! | phase | what is being done | what can happen |
 //! |---|---|---|
-//! | yielding | the lock is left to other processes | the time is over: opening |
-//! | opening | the file is opened and locked | locked; held elsewhere: watching; the wait is over |
+//! | yielding | the lock is left to other processes, or a leased file to the lease's holder | the time is over: opening |
+//! | opening | the file is opened and locked | locked; held elsewhere: watching; leased: yielding; the wait is over |
 //! | watching | the open file is locked again | locked; still held: sleeping, or again at once; it has lost its name: opening |
 //! | sleeping | the thread sleeps until the file is closed or the time is over | watching |
 //!
@@ -35,6 +35,9 @@ const MAX_BACKOFF: Duration = Duration::from_micros(1600);
 const YIELD_ROUNDS: u32 = 4;
 const YIELD_DELAY: Duration = Duration::from_micros(150);
 
+/// How often a file is opened anew that another program has a lease on: no event tells of its end.
+const LEASE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// After so many wake-ups for nothing there is a pause. Not after each: a wait among many for a lock
 /// that passes on fast must not always be the last to look.
 const MAX_SPURIOUS_WAKEUPS: u32 = 8;
@@ -43,7 +46,7 @@ const SPURIOUS_PAUSE: Duration = Duration::from_millis(1);
 /// What is to be done next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Open the file and lock it: [`Event::Locked`] or [`Event::Refused`].
+    /// Open the file and lock it: [`Event::Locked`], [`Event::Refused`] or [`Event::Leased`].
     Open,
     /// Lock the open file again: [`Event::Locked`], [`Event::Refused`], [`Event::RefusedHere`] or
     /// [`Event::Stale`].
@@ -80,6 +83,8 @@ pub(super) enum Event {
     Locked,
     /// Somebody outside of this space holds the lock.
     Refused,
+    /// The file cannot be opened for now, as another program has a lease on it.
+    Leased,
     /// Other owners of this space hold it too: of an upgrade.
     RefusedHere,
     /// The open file has lost its name.
@@ -195,6 +200,13 @@ impl Contender {
                 self.phase = Phase::Opening;
                 self.pacing = Pacing::new();
                 Action::Open
+            }
+            (Phase::Opening, Event::Leased) => {
+                if self.on_contention == OnContention::GiveUp || self.is_over(now) {
+                    return Action::GiveUp;
+                }
+                self.phase = Phase::Yielding;
+                Action::Rest(Rest::Pause(self.deadline_or(now + LEASE_INTERVAL)))
             }
             (Phase::Opening, _) => {
                 self.contention = Contention::Met;
@@ -353,6 +365,20 @@ mod tests {
         let mut contender = Contender::new(None, OnContention::GiveUp);
         assert_eq!(contender.begin(None), Action::Open);
         assert_eq!(contender.step(Event::Refused, Instant::now()), Action::GiveUp);
+    }
+
+    #[test]
+    fn a_leased_file_is_opened_again_and_again_until_the_deadline() {
+        let mut run = Run::wait(Some(LEASE_INTERVAL * 5 / 2));
+        for pause in [LEASE_INTERVAL, LEASE_INTERVAL, LEASE_INTERVAL / 2] {
+            run.expect(Action::Open).tell(Event::Leased);
+            run.expect(Action::Rest(Rest::Pause(run.now + pause))).pass(pause).tell(Event::Rested);
+        }
+        run.expect(Action::Open).tell(Event::Leased).expect(Action::GiveUp);
+
+        let mut contender = Contender::new(None, OnContention::GiveUp);
+        assert_eq!(contender.begin(None), Action::Open);
+        assert_eq!(contender.step(Event::Leased, Instant::now()), Action::GiveUp);
     }
 
     #[test]

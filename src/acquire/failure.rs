@@ -42,7 +42,7 @@ pub(super) fn unresponsive(text: &OsStr, path: PathBuf, waited: Duration) -> Acq
     AcquireError::Unresponsive { name: text.to_owned(), path, waited }
 }
 
-/// `error` is not [`LockError::Contended`]: what that means to the caller, only those know who know
+/// `error` is neither [`LockError::Contended`] nor [`LockError::Leased`]: what these mean to the caller, only those know who know
 /// the holds.
 #[cold]
 pub(super) fn from_lock_error(
@@ -59,6 +59,8 @@ pub(super) fn from_lock_error(
         }
         LockError::Unstable(tries) => AcquireError::Unstable { name, path: path(), tries },
         LockError::Io(error) => AcquireError::Io(error),
-        LockError::Contended(..) => unreachable!("its caller makes `Busy` of it"),
+        LockError::Contended(..) | LockError::Leased(_) => {
+            unreachable!("its caller makes `Busy` of it")
+        }
     }
 }

@@ -225,6 +225,10 @@ impl Core {
                 let name = transition.end();
                 Err(AcquireError::Busy(self.refused_by_kernel(name, claim.mode, (id, by))))
             }
+            Err(LockError::Leased(id)) => {
+                let name = transition.end();
+                Err(AcquireError::Busy(Busy::leased(name, claim.mode).on(id)))
+            }
             Err(error) => {
                 let name = transition.end();
                 Err(failure::from_lock_error(error, name.text(), || name.path()))

@@ -56,6 +56,9 @@ impl Core {
                 drop(file);
                 LockFileError::Busy(self.refused_by_kernel(name, Mode::Exclusive, (id, by)))
             }
+            LockError::Leased(id) => {
+                LockFileError::Busy(Busy::leased(name, Mode::Exclusive).on(id))
+            }
             LockError::Invalid(why) => LockFileError::Invalid { name: text(), why },
             LockError::DirectoryReplaced(directory) => {
                 LockFileError::DirectoryReplaced { name: text(), directory }

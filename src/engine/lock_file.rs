@@ -43,6 +43,9 @@ pub(crate) enum LockError {
     /// Somebody else has a lock on this file, which is open and not locked: this lock, if the kernel
     /// has told.
     Contended(LockFile, Option<Outside>),
+    /// Another program has a lease on this file, as file servers take them, so that it cannot be opened
+    /// now. The kernel has asked for the lease back.
+    Leased(FileId),
     NotFound,
     Invalid(InvalidRequest),
     /// This directory, the space's, is not where its path leads any more.

@@ -229,6 +229,7 @@ fn open_in(
             // A symlink, a directory, a socket: the error says what it is, not what `open` says.
             if let Ok(status) = fs::stat_in(directory.fd.as_fd(), file) {
                 check_kind(status.kind(), &path)?;
+                check_lease(errno, &status)?;
             }
             Err(IoError::new("openat", path(), errno).into())
         }
@@ -238,11 +239,13 @@ fn open_in(
 fn open_direct(path: &CStr, spec: &LockSpec) -> Result<Option<Opened>, LockError> {
     let to_path = || Path::new(OsStr::from_bytes(path.to_bytes()));
     // Before the open, since to open a device can rewind a tape or reset a line.
-    match fs::stat(path) {
-        Ok(status) if is_plain(&status, spec) => {}
-        Ok(status) => check_file(&status, || to_path().to_owned(), spec)?,
+    let status = match fs::stat(path) {
+        Ok(status) => status,
         Err(Errno::NOENT) => return Err(LockError::NotFound),
         Err(errno) => return Err(IoError::new("stat", to_path(), errno).into()),
+    };
+    if !is_plain(&status, spec) {
+        check_file(&status, || to_path().to_owned(), spec)?;
     }
     let write = spec.needs_writing();
     match fs::open(path, write) {
@@ -252,7 +255,19 @@ fn open_direct(path: &CStr, spec: &LockSpec) -> Result<Option<Opened>, LockError
         Err(Errno::ACCESS | Errno::PERM) if write && fs::can_read(path) => {
             Err(LockError::Invalid(InvalidRequest::ReadOnly))
         }
-        Err(errno) => Err(IoError::new("openat", to_path(), errno).into()),
+        Err(errno) => {
+            check_lease(errno, &status)?;
+            Err(IoError::new("openat", to_path(), errno).into())
+        }
+    }
+}
+
+/// A regular file is refused with `EAGAIN` for a lease alone, until its holder has given that up: an
+/// open that would block, as these never do, waits for it.
+fn check_lease(errno: Errno, status: &FileStatus) -> Result<(), LockError> {
+    match errno == Errno::AGAIN && status.is_regular() {
+        true => Err(LockError::Leased(status.id())),
+        false => Ok(()),
     }
 }
 
@@ -283,7 +298,15 @@ pub(crate) fn create_file(name: &Name, file_mode: u32) -> Result<(), LockError> 
 
 /// Whether the file is there, and stays; `false` where it came or went meanwhile.
 fn create_in(path: &LockPath<'_>, spec: &LockSpec) -> Result<bool, LockError> {
-    let Some(Opened { fd, created }) = open(path, spec)? else { return Ok(false) };
+    let Opened { fd, created } = match open(path, spec) {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return Ok(false),
+        // It is there, whoever has leased it.
+        Err(LockError::Leased(id)) if matches!(is_at(id, path), Ok(Identity::Same)) => {
+            return Ok(true);
+        }
+        Err(error) => return Err(error),
+    };
     let status = fs::fstat(&fd).map_err(|errno| IoError::new("fstat", path.to_path(), errno))?;
     check_file(&status, || path.to_path(), spec)?;
     match is_at(status.id(), path)? {

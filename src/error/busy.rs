@@ -51,6 +51,7 @@ pub struct Busy {
 struct More {
     file: Option<FileId>,
     outside: Option<Outside>,
+    leased: bool,
     waited: Duration,
 }
 
@@ -103,6 +104,13 @@ impl Busy {
         if outside.is_some() {
             busy.more_mut().outside = outside;
         }
+        busy
+    }
+
+    /// Not opened, as somebody who is not in this space has a lease on the file.
+    pub(crate) fn leased(name: Arc<Name>, asked: Mode) -> Self {
+        let mut busy = Self::new(name, asked, None, Blockers::none());
+        busy.more_mut().leased = true;
         busy
     }
 
@@ -184,6 +192,23 @@ impl Busy {
         self.more.as_ref()?.outside.as_ref()
     }
 
+    /// Whether nobody's lock is in the way, but a lease (`F_SETLEASE`) of another program, as file
+    /// servers take them on files that their clients have open: a file cannot be opened beside one.
+    /// The kernel has asked the program to give it up, which it has to do within
+    /// `/proc/sys/fs/lease-break-time`, usually 45 s; a wait tries until then.
+    ///
+    /// ```
+    /// # use lockspace::Busy;
+    /// fn will_be_free_soon(busy: &Busy) -> bool {
+    ///     busy.is_leased()
+    /// }
+    /// ```
+    #[must_use]
+    #[doc(alias = "F_SETLEASE")]
+    pub fn is_leased(&self) -> bool {
+        self.more.as_ref().is_some_and(|more| more.leased)
+    }
+
     /// How long the call waited before it gave up; zero where it was told not to wait.
     #[must_use]
     pub fn waited(&self) -> Duration {
@@ -201,6 +226,7 @@ impl fmt::Debug for Busy {
             .field("owners", &self.owners())
             .field("behind_waiter", &self.behind_waiter)
             .field("outside", &self.outside())
+            .field("is_leased", &self.is_leased())
             .field("waited", &self.waited())
             .finish()
     }
@@ -208,15 +234,16 @@ impl fmt::Debug for Busy {
 
 impl fmt::Display for Busy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is busy: held ", self.name())?;
+        write!(f, "{:?} is busy: ", self.name())?;
         match (self.held, self.owners()) {
             (Some(mode), [first, more @ ..]) => {
-                write!(f, "{mode} by owner {first}")?;
+                write!(f, "held {mode} by owner {first}")?;
                 if !more.is_empty() {
                     write!(f, " and {} more", more.len())?;
                 }
             }
-            _ => f.write_str("outside this lock space")?,
+            _ if self.is_leased() => f.write_str("leased by another program")?,
+            _ => f.write_str("held outside this lock space")?,
         }
         if let Some(outside) = self.outside() {
             write!(f, ", {outside}")?;
@@ -275,6 +302,14 @@ mod tests {
             let said = format!("{said}{how}; asked for exclusive, waited 5.0s (/img/a)");
             assert_eq!(busy.to_string(), said);
         }
+    }
+
+    #[test]
+    fn a_lease_is_told_from_a_lock() {
+        let busy = Busy::leased(name(), Mode::Exclusive);
+        let said = r#""/img/a" is busy: leased by another program; asked for exclusive (/img/a)"#;
+        assert_eq!((busy.to_string().as_str(), busy.is_leased()), (said, true));
+        assert!(!Busy::outside_by(name(), Mode::Exclusive, None).is_leased());
     }
 
     #[test]
