@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use crate::sys::fs::{self, PathBuffer, PathBytes};
 use crate::sys::{Errno, fd, local_fs};
@@ -26,6 +27,8 @@ pub(crate) struct Directory {
     /// It is on a file system whose locks and lookups cannot hang, and was reached through none
     /// that can.
     pub(super) local: bool,
+    /// A lock was given on a file in it, and none has failed since: see `trial`.
+    pub(super) gives_locks: AtomicBool,
 }
 
 impl Directory {
@@ -67,7 +70,8 @@ impl Directory {
         }
         let prefix = PathBytes::new(prefix.as_bytes()).expect("it was opened by this path");
         let prefix = prefix.to_owned();
-        Ok(Self { fd, path: absolute, prefix, id, local })
+        let gives_locks = AtomicBool::new(false);
+        Ok(Self { fd, path: absolute, prefix, id, local, gives_locks })
     }
 
     pub(crate) fn path(&self) -> &Path {

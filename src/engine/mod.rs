@@ -16,6 +16,7 @@ mod opened;
 mod refusal;
 mod removal;
 mod resolve;
+mod trial;
 
 pub use holder::{HeldBy, Holder, Kind, Process};
 pub use holders::holders_of;

@@ -32,6 +32,23 @@ struct Opened {
     created: bool,
 }
 
+impl Opened {
+    /// Closes it; a file that was created for this attempt is removed, as the last shared hold removes
+    /// it.
+    #[cold]
+    fn give_back(self, path: &LockPath<'_>, spec: &LockSpec) {
+        let Self { fd, created } = self;
+        // What the kernel remembers of it will do, if the file system does not tell.
+        match fs::fstat(&fd).or_else(|_| fs::fstat_cached(&fd)) {
+            Ok(status) => {
+                let file = LockFile::opened_at(path, fd, status.id(), spec);
+                let _ = file.release_at(path, created.then_some(Mode::Shared));
+            }
+            Err(_) => ofd::unlock_and_close(fd, spec.range),
+        }
+    }
+}
+
 /// The outcome of one attempt to open and lock a file.
 struct OpenAttempt {
     created: bool,
@@ -48,13 +65,19 @@ impl LockFile {
         stale_retries: &AtomicU64,
     ) -> Result<Self, LockError> {
         name.with_path(|path| {
+            if spec.create
+                && let LockPath::InDirectory { directory, .. } = path
+            {
+                let failed = |errno| IoError::new("fcntl", path.to_path(), errno);
+                directory.try_locks().map_err(failed)?;
+            }
             for _ in 0..TRIES {
                 let Some(Opened { fd, created }) = open(path, spec)? else { continue };
                 let locked = ofd::try_lock(fd.as_fd(), spec.mode, spec.range);
                 let status = match fs::fstat(&fd) {
                     Ok(status) => status,
                     Err(errno) => {
-                        ofd::unlock_and_close(fd, spec.range);
+                        Opened { fd, created }.give_back(path, spec);
                         return Err(IoError::new("fstat", path.to_path(), errno).into());
                     }
                 };
@@ -86,7 +109,12 @@ impl LockFile {
             self.close();
             return Err(error);
         }
-        let failed = |errno| LockError::Io(IoError::new("fcntl", path.to_path(), errno));
+        let failed = |errno| {
+            if let LockPath::InDirectory { directory, .. } = path {
+                directory.doubt_locks();
+            }
+            LockError::Io(IoError::new("fcntl", path.to_path(), errno))
+        };
         let (mut tries, mut removal) = (Tries::default(), RemovalWait::default());
         let refused = loop {
             if let Err(errno) = locked
@@ -179,14 +207,11 @@ fn open(path: &LockPath<'_>, spec: &LockSpec) -> Result<Option<Opened>, LockErro
         LockPath::Nowhere => return Err(LockError::NotFound),
     };
     match opened {
-        Some(Opened { fd: low, created }) if low.as_raw_fd() <= descriptor::LAST_STDIO => {
-            match descriptor::above_stdio(&low) {
-                Ok(fd) => Ok(Some(Opened { fd, created })),
+        Some(low) if low.fd.as_raw_fd() <= descriptor::LAST_STDIO => {
+            match descriptor::above_stdio(&low.fd) {
+                Ok(fd) => Ok(Some(Opened { fd, created: low.created })),
                 Err(errno) => {
-                    if let Ok(status) = fs::fstat(&low) {
-                        let file = LockFile::opened_at(path, low, status.id(), spec);
-                        let _ = file.release_at(path, created.then_some(Mode::Shared));
-                    }
+                    low.give_back(path, spec);
                     Err(IoError::new("fcntl", path.to_path(), errno).into())
                 }
             }
@@ -298,7 +323,7 @@ pub(crate) fn create_file(name: &Name, file_mode: u32) -> Result<(), LockError> 
 
 /// Whether the file is there, and stays; `false` where it came or went meanwhile.
 fn create_in(path: &LockPath<'_>, spec: &LockSpec) -> Result<bool, LockError> {
-    let Opened { fd, created } = match open(path, spec) {
+    let opened = match open(path, spec) {
         Ok(Some(opened)) => opened,
         Ok(None) => return Ok(false),
         // It is there, whoever has leased it.
@@ -307,17 +332,20 @@ fn create_in(path: &LockPath<'_>, spec: &LockSpec) -> Result<bool, LockError> {
         }
         Err(error) => return Err(error),
     };
-    let status = fs::fstat(&fd).map_err(|errno| IoError::new("fstat", path.to_path(), errno))?;
-    check_file(&status, || path.to_path(), spec)?;
-    match is_at(status.id(), path)? {
-        Identity::Same => Ok(true),
-        Identity::DirectoryReplaced(directory) => {
-            let file = LockFile::opened_at(path, fd, status.id(), spec);
-            let _ = file.release_at(path, created.then_some(Mode::Shared));
-            Err(LockError::DirectoryReplaced(directory))
-        }
-        Identity::Stale => Ok(false),
-    }
+    let look = || {
+        let failed = |errno| IoError::new("fstat", path.to_path(), errno);
+        let status = fs::fstat(&opened.fd).map_err(failed)?;
+        check_file(&status, || path.to_path(), spec)?;
+        Ok(is_at(status.id(), path)?)
+    };
+    let error = match look() {
+        Ok(Identity::Same) => return Ok(true),
+        Ok(Identity::Stale) => return Ok(false),
+        Ok(Identity::DirectoryReplaced(directory)) => LockError::DirectoryReplaced(directory),
+        Err(error) => error,
+    };
+    opened.give_back(path, spec);
+    Err(error)
 }
 
 /// The same for the file of a path.

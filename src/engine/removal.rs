@@ -39,7 +39,12 @@ impl LockFile {
             Ok(Attempt::Refused(_)) => return Ok(()),
             Err(source) => return Err(failed("fcntl", source)),
         }
-        match fs::stat_in(directory.as_fd(), file) {
+        // What the kernel remembers of it will do, if the file system does not tell.
+        let there = fs::stat_in(directory.as_fd(), file).or_else(|errno| match errno {
+            Errno::NOENT => Err(errno),
+            _ => fs::stat_in_cached(directory.as_fd(), file).map_err(|_| errno),
+        });
+        match there {
             Ok(there) if there.id() == self.id => {}
             // What is there is not ours, or nothing is.
             Ok(_) | Err(Errno::NOENT) => return Ok(()),

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr;
 
-use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, OFlags, Stat, StatxFlags};
 use rustix::path::Arg;
 use smallvec::SmallVec;
 
@@ -189,6 +189,27 @@ pub(crate) fn stat_in(directory: BorrowedFd<'_>, name: &CStr) -> Result<FileStat
 /// The file of an open descriptor.
 pub(crate) fn fstat(fd: impl AsFd) -> Result<FileStatus, Errno> {
     rustix::fs::fstat(fd).map(FileStatus::of)
+}
+
+/// The file of an open descriptor, as the kernel has it in memory: a network file system is not asked.
+pub(crate) fn fstat_cached(fd: impl AsFd) -> Result<FileStatus, Errno> {
+    statx(fd.as_fd(), c"", AtFlags::EMPTY_PATH)
+}
+
+/// The same of the file of this name in a directory; a symlink is told of itself.
+pub(crate) fn stat_in_cached(directory: BorrowedFd<'_>, name: &CStr) -> Result<FileStatus, Errno> {
+    statx(directory, name, AtFlags::SYMLINK_NOFOLLOW)
+}
+
+fn statx(directory: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<FileStatus, Errno> {
+    let (flags, wanted) = (flags | AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS);
+    let stat = rustix::fs::statx(directory, name, flags, wanted)?;
+    let dev = rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor);
+    Ok(FileStatus {
+        id: FileId { dev, ino: stat.stx_ino },
+        mode: stat.stx_mode.into(),
+        links: stat.stx_nlink.into(),
+    })
 }
 
 /// Opens a file by its path, for reading, and for writing too if `write` says so. Never creates it.
