@@ -13,10 +13,8 @@
 //! Every contender is a process of its own, forked from this one, which has no threads. A busy
 //! machine makes both engines worse, and the ratios less certain.
 
-#[path = "../tests/common/forked.rs"]
-mod forked;
-#[path = "../tests/common/hung_fs.rs"]
-mod hung_fs;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::error::Error;
 use std::fmt::{self, Display};
@@ -32,8 +30,8 @@ use lockspace::{AcquireError, LockSpace, Mode, Naming, OwnerId, Request, Wait};
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
-use forked::{Forked, Gate, fork, shared_memory};
-use hung_fs::HungFs;
+use support::forked::{self, Forked, Gate, fork, shared_memory};
+use support::hung_fs::HungFs;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse()?;

@@ -2,8 +2,7 @@
 //!
 //! What a process says on its standard output tells when it holds: nothing here sleeps.
 
-#[path = "common/interop.rs"]
-mod interop;
+mod support;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -448,7 +447,7 @@ fn what_cannot_be_locked_is_told_and_ends_with_1() {
 #[test]
 fn without_a_directory_a_user_gets_one_of_its_own_and_no_stranger_may_have_made_it() {
     if !rustix::process::geteuid().is_root() {
-        return interop::skip_or_fail("a directory of another user", "this is not root");
+        return support::interop::skip_or_fail("a directory of another user", "this is not root");
     }
     // No such user needs to exist. The pid keeps it apart from other runs of this test.
     let user = 1_000_000_000 + std::process::id();

@@ -7,7 +7,7 @@
 //! tree, and what becomes of it.
 #![no_main]
 
-#[path = "../../tests/common/state.rs"]
+#[path = "../../tests/support/state.rs"]
 mod state;
 
 use std::fs;
