@@ -30,8 +30,9 @@ use lockspace::{AcquireError, LockSpace, Mode, Naming, OwnerId, Request, Wait};
 use parking_lot::{Condvar, Mutex};
 use tempfile::TempDir;
 
-use support::forked::{self, Forked, Gate, fork, shared_memory};
+use support::forked::{Forked, Gate, fork, shared_memory};
 use support::hung_fs::HungFs;
+use support::locks::open;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse()?;
@@ -151,7 +152,7 @@ type Hold = Box<dyn Send>;
 
 /// Waits for byte 0 of the file, as the kernel does it.
 fn by_kernel(path: &Path, mode: Mode) -> File {
-    let file = forked::open(path);
+    let file = open(path);
     kernel::lock_and_wait(&file, mode);
     file
 }

@@ -7,20 +7,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
-use crate::support::forked::{Forked, Gate, Kind, Lock, fork, is_free_for_others, open, set_lock};
+use crate::support::forked::{Forked, Gate, exit_now, fork};
 use crate::support::interop::require_tool;
+use crate::support::locks::{Kind, Lock, is_free_for_others, open, set_lock};
+use crate::support::spaces::direct;
 use lockspace::{
-    AcquireError, ByteRange, HeldBy, Holder, Kind as HolderKind, LockSpace, Mode, Naming, OwnerId,
-    Request, Target, Wait, holders_of,
+    AcquireError, ByteRange, HeldBy, Holder, Kind as HolderKind, Mode, OwnerId, Request, Target,
+    Wait, holders_of,
 };
 use rustix::fs::FlockOperation;
 use tempfile::TempDir;
 
 const OWNER: OwnerId = OwnerId::new(1);
-
-fn direct() -> LockSpace {
-    LockSpace::open(Naming::direct()).unwrap()
-}
 
 #[track_caller]
 fn assert_held_outside<T: std::fmt::Debug>(refused: Result<T, AcquireError>) {
@@ -288,7 +286,7 @@ fn another_program_gets_no_record_lock_on_byte_0_while_we_hold() {
     let attempt = |lock| {
         let child = fork(|| {
             let granted = set_lock(open(&image), Kind::Record, lock, 0, 1).unwrap();
-            crate::support::forked::exit_now(i32::from(granted));
+            exit_now(i32::from(granted));
         });
         child.join_code() == 1
     };
@@ -352,6 +350,8 @@ fn a_flock_excludes_nothing_here() {
 #[cfg(feature = "sha256")]
 #[test]
 fn a_lock_of_libvirt_s_lock_daemon_refuses_us() {
+    use lockspace::{LockSpace, Naming};
+
     let dir = TempDir::new().unwrap();
     // printf /img/a.qcow2 | sha256sum
     let path = dir.path().join(SHA256_OF_IMAGE);

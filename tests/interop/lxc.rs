@@ -10,17 +10,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::support::forked::{Gate, fork, ran_alone};
+use crate::support::alone::alone;
+use crate::support::forked::{Gate, fork};
 use crate::support::interop::{require_tool, skip_or_fail};
-use crate::support::process::{held, held_at, is_root};
+use crate::support::locks::{held, held_at};
+use crate::support::process::is_root;
 use crate::support::waits::{LONG, program_blocks_in, start};
-use lockspace::{AcquireError, Builder, ByteRange, Lease, LockSpace, Mode, Naming, OwnerId};
-use lockspace::{ReleaseError, Request, Wait};
+use lockspace::{
+    AcquireError, Builder, ByteRange, Lease, LockSpace, Mode, Naming, OwnerId, ReleaseError,
+    Request, Wait,
+};
 use tempfile::TempDir;
 
 const ME: OwnerId = OwnerId::new(1);
+
 const OTHER: OwnerId = OwnerId::new(2);
+
 const CONTAINER: &str = "lockspace-test";
+
 const LOCK: &str = ".lockspace-test";
 
 fn lxc_naming(dir: impl Into<PathBuf>) -> Builder {
@@ -95,37 +102,36 @@ fn a_lock_that_is_taken_is_refused_to_a_second_one_after_its_timeout() {
 
 #[test]
 fn two_processes_exclude_each_other_by_a_named_lock() {
-    if ran_alone() {
-        return;
-    }
-    let dir = TempDir::new().unwrap();
-    let space = lxc_naming(dir.path()).open().unwrap();
-    space.create(LOCK).unwrap();
-    let (ready, go) = (Gate::new(), Gate::new());
-    let child = fork(|| {
+    alone(|| {
+        let dir = TempDir::new().unwrap();
         let space = lxc_naming(dir.path()).open().unwrap();
-        let lease = exclusive(&space, ME, Wait::FOREVER).unwrap();
-        ready.open();
-        go.wait();
-        drop(lease);
+        space.create(LOCK).unwrap();
+        let (ready, go) = (Gate::new(), Gate::new());
+        let child = fork(|| {
+            let space = lxc_naming(dir.path()).open().unwrap();
+            let lease = exclusive(&space, ME, Wait::FOREVER).unwrap();
+            ready.open();
+            go.wait();
+            drop(lease);
+        });
+        ready.wait();
+        // All its bytes.
+        let file = dir.path().join(LOCK);
+        assert_eq!([0, 1, 1 << 40].map(|at| held_at(&file, at)), [Some(Mode::Exclusive); 3]);
+        let started = Instant::now();
+        let wait = Wait::within(Duration::from_millis(200));
+        assert!(matches!(exclusive(&space, ME, wait), Err(AcquireError::Busy(_))));
+        assert!(started.elapsed() >= Duration::from_millis(200));
+        let waiting = start({
+            let space = space.clone();
+            move || exclusive(&space, ME, Wait::FOREVER)
+        });
+        let waiting = waiting.watches();
+        go.open();
+        drop(waiting.join().unwrap());
+        child.join();
+        assert!(file.exists());
     });
-    ready.wait();
-    // All its bytes.
-    let file = dir.path().join(LOCK);
-    assert_eq!([0, 1, 1 << 40].map(|at| held_at(&file, at)), [Some(Mode::Exclusive); 3]);
-    let started = Instant::now();
-    let wait = Wait::within(Duration::from_millis(200));
-    assert!(matches!(exclusive(&space, ME, wait), Err(AcquireError::Busy(_))));
-    assert!(started.elapsed() >= Duration::from_millis(200));
-    let waiting = start({
-        let space = space.clone();
-        move || exclusive(&space, ME, Wait::FOREVER)
-    });
-    let waiting = waiting.watches();
-    go.open();
-    drop(waiting.join().unwrap());
-    child.join();
-    assert!(file.exists());
 }
 
 /// LXC answers so with -2.

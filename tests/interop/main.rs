@@ -2,9 +2,13 @@
 //! hangs, which other binaries test with.
 
 mod coexistence;
+#[cfg(feature = "snapshot")]
+mod for_libvirt;
 mod hung_fs_selftest;
 #[cfg(feature = "snapshot")]
 mod libvirt_documents;
 mod lxc;
 #[path = "../support/mod.rs"]
 mod support;
+#[cfg(feature = "snapshot")]
+mod virtlockd;

@@ -6,30 +6,28 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 
-use crate::support::forked::{Forked, Gate, Kind, Lock, fork, set_lock, shared_memory};
+use crate::support::forked::{Forked, Gate, fork, shared_memory};
 use crate::support::interop::skip_or_fail;
-use lockspace::{AcquireError, Lease, LockSpace, Mode, Naming, OwnerId, Request, Wait};
+use crate::support::locks::{Kind, Lock, set_lock};
+use crate::support::random::Random;
+use crate::support::spaces::{is_empty, space_in};
+use lockspace::{AcquireError, Lease, LockSpace, Mode, OwnerId, Request, Wait};
 use tempfile::TempDir;
 
 const NAME: &str = "a";
-
-fn space_in(dir: &Path) -> LockSpace {
-    LockSpace::open(Naming::verbatim(dir)).unwrap()
-}
 
 fn acquire(space: &LockSpace, mode: Mode) -> Result<Lease, AcquireError> {
     space.acquire(OwnerId::this_process(), Request::new(mode, NAME).auto_create(), Wait::NO)
 }
 
-fn is_empty(dir: &Path) -> bool {
-    fs::read_dir(dir).unwrap().next().is_none()
-}
-
 const PROCESSES: usize = 8;
+
 /// Each process reports after this many cycles, and the parent ends all after this many reports:
 /// 40,000 cycles, without those of the processes that were killed before their report.
 const CYCLES: u64 = 250;
+
 const REPORTS: u64 = 160;
+
 /// At every second report, the parent kills one.
 const KILLS: u64 = REPORTS / 2;
 
@@ -40,29 +38,25 @@ const KILLS: u64 = REPORTS / 2;
 /// in the same number before that, and clears both only after the process is gone. So a bit
 /// without `DOOMED` is always the truth, whoever looks, and whenever.
 const EXCLUSIVE: u64 = 1;
+
 const SHARED: u64 = 2;
+
 const DOOMED: u64 = 4;
 
 // Behind the slots.
 const STOP: usize = PROCESSES;
+
 const STALE: usize = PROCESSES + 1;
+
 const BUSY: usize = PROCESSES + 2;
+
 const HELD_EXCLUSIVE: usize = PROCESSES + 3;
+
 const HELD_SHARED: usize = PROCESSES + 4;
+
 const HELD_TWICE: usize = PROCESSES + 5;
+
 type Memory = [AtomicU64; PROCESSES + 6];
-
-/// Enough disorder for a test.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-}
 
 /// What each of the processes does until it is stopped, or killed.
 fn churn(dir: &Path, memory: &Memory, me: usize, seed: u64, report: &Gate) {

@@ -1,58 +1,54 @@
 //! `holders_of`, against locks that real processes hold.
 //!
 //! The helper processes are this test binary once more, told by an environment variable which
-//! locks to take: started, not forked, so that they share no descriptor with parallel tests.
+//! locks to take: started, not forked, so that they share no descriptor with other tests.
 
 #![allow(unsafe_code)]
 
+use std::env;
 use std::ffi::CString;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{BufRead, BufReader, Read};
-use std::os::fd::AsRawFd;
+use std::fs::{self, File, Permissions};
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 
+use crate::support::alone::this_binary;
+use crate::support::interop::skip_or_fail;
+use crate::support::locks::{ofd_lock, open, record_lock, wait_for_ofd_lock};
+use crate::support::spaces::lock_file;
+use lockspace::{ByteRange, HeldBy, Holder, Kind, Mode, holders_of};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use lockspace::{ByteRange, HeldBy, Holder, Kind, Mode, holders_of};
-
 /// A lock to ask for, as the helper's first argument writes it.
 const RECORD: &str = "record";
+
 const OFD: &str = "ofd";
+
 const OFD_SHARED: &str = "ofd shared";
+
 /// Asks, and waits where it is refused.
 const OFD_WAITING: &str = "ofd waiting";
+
 /// And then forks a child that does nothing.
 const OFD_FORKED: &str = "ofd forked";
 
-fn lock(file: &File, how: &str) -> std::io::Result<()> {
-    // SAFETY: all-zero is a `flock`: byte 0 to the end.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_len = 1;
-    lock.l_type = if how == OFD_SHARED { libc::F_RDLCK } else { libc::F_WRLCK } as _;
-    let command = match how {
-        RECORD => libc::F_SETLK,
-        OFD_WAITING => libc::F_OFD_SETLKW,
-        _ => libc::F_OFD_SETLK,
-    };
-    // SAFETY: the descriptor is open and the pointer is to a `flock`.
-    match unsafe { libc::fcntl(file.as_raw_fd(), command, &lock) } {
-        0 => Ok(()),
-        _ => Err(std::io::Error::last_os_error()),
+fn lock(file: &File, how: &str) -> io::Result<()> {
+    match how {
+        RECORD => record_lock(file, true, 0, 1),
+        OFD_SHARED => ofd_lock(file, false, 0, 1),
+        OFD_WAITING => wait_for_ofd_lock(file),
+        _ => ofd_lock(file, true, 0, 1),
     }
-}
-
-fn open(path: &Path) -> File {
-    OpenOptions::new().read(true).write(true).open(path).unwrap()
 }
 
 /// Not a test: what a helper process does, until its standard input ends.
 #[test]
+#[ignore = "a process that other tests start"]
 fn helper() {
-    let Ok(how) = std::env::var("LOCKSPACE_HELPER") else { return };
-    let file = open(Path::new(&std::env::var_os("LOCKSPACE_HELPER_FILE").unwrap()));
+    let Ok(how) = env::var("LOCKSPACE_HELPER") else { return };
+    let file = open(env::var_os("LOCKSPACE_HELPER_FILE").unwrap());
     println!("\nready");
     lock(&file, &how).unwrap();
     if how == OFD_FORKED {
@@ -83,8 +79,7 @@ struct Helper {
 impl Helper {
     /// Returns once it holds its lock, or, if it is to wait for one, is about to ask.
     fn start(how: &str, path: &Path) -> Self {
-        let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "holders::helper", "--nocapture"])
+        let process = this_binary("holders::helper")
             .env("LOCKSPACE_HELPER", how)
             .env("LOCKSPACE_HELPER_FILE", path)
             .stdin(Stdio::piped())
@@ -119,14 +114,6 @@ impl Drop for Helper {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// A lock file of its own for each test.
-fn lock_file() -> (tempfile::TempDir, std::path::PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk");
-    fs::write(&path, "").unwrap();
-    (dir, path)
 }
 
 fn pids(holder: &Holder) -> Vec<u32> {
@@ -256,8 +243,7 @@ fn a_path_that_leads_nowhere_is_an_error() {
 #[test]
 fn who_may_not_look_is_told_of_an_unknown_process() {
     if !rustix::process::geteuid().is_root() {
-        println!("skipped: only root can become another user");
-        return;
+        return skip_or_fail("another user", "this is not root");
     }
     let (dir, path) = lock_file();
     fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
@@ -300,6 +286,6 @@ fn a_file_whose_stat_names_another_device_than_its_locks_is_found() {
         rustix::io::Result::Ok(())
     };
     if let Err(error) = std::thread::spawn(in_overlay).join().unwrap() {
-        println!("skipped: no overlay of our own: {error}");
+        skip_or_fail("an overlay of our own", &error.to_string());
     }
 }

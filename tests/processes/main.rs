@@ -2,7 +2,10 @@
 
 mod churn;
 mod fork;
+mod ghosts;
 mod holders;
 mod main_thread;
 #[path = "../support/mod.rs"]
 mod support;
+mod system_calls;
+mod waiting_children;

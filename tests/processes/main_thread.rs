@@ -7,29 +7,19 @@
 use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use crate::support::forked::{Forked, Gate, Kind, Lock, exit_now, fork, open, ran_alone, set_lock};
+use crate::support::alone::alone;
+use crate::support::forked::{Forked, Gate, exit_now, fork};
 use crate::support::interop::skip_or_fail;
-use crate::support::waits::{self, eventually};
-use lockspace::{
-    AcquireError, HeldBy, Holder, LockSpace, Naming, OwnerId, Request, Target, VerifyError, Wait,
-    holders_of,
-};
+use crate::support::locks::{Kind, Lock, open, set_lock};
+use crate::support::process::is_root;
+use crate::support::spaces::{A, NAME, lock_file, space_in};
+use crate::support::waits::{LONG, eventually, start};
+use lockspace::{AcquireError, HeldBy, Holder, Request, Target, VerifyError, Wait, holders_of};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
-
-const OWNER: OwnerId = OwnerId::new(1);
-
-/// A folder with one lock file.
-fn lock_file() -> (tempfile::TempDir, PathBuf) {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("a");
-    fs::write(&path, "").unwrap();
-    (dir, path)
-}
 
 /// Runs `body` in a child, in a thread that is alone there: the main one has exited.
 fn without_main_thread(body: impl FnOnce() + Send + 'static) -> Forked {
@@ -62,113 +52,109 @@ fn pids(holders: &[Holder]) -> Vec<Vec<u32>> {
 
 #[test]
 fn holders_are_found_when_the_main_thread_has_exited() {
-    if ran_alone() {
-        return;
-    }
-    let (dir, path) = lock_file();
-    let [held, holds, seen] = [(); 3].map(|()| Arc::new(Gate::new()));
-    let parent = std::process::id();
-    let child = without_main_thread({
-        let (dir, path) = (dir.path().to_owned(), path.clone());
-        let [held, holds, seen] = [&held, &holds, &seen].map(Arc::clone);
-        move || {
-            held.wait();
-            let own = std::process::id();
-            let space = LockSpace::open(Naming::verbatim(dir)).unwrap();
-            let lease = space.acquire(OWNER, Request::shared("a"), Wait::NO).unwrap();
-            lease.verify().unwrap();
-            let holders = space.holders("a").unwrap();
-            assert_eq!(holders[0].by, HeldBy::Owners(vec![OWNER]));
-            assert_eq!(pids(&holders[1..]), [[parent]]);
-            assert_eq!(pids(&holders_of(&path).unwrap()), [[parent], [own]]);
-            // A caller's descriptor carries nothing, as its fdinfo tells, and then a lock.
-            let file = open(&path);
-            let opened = || Request::shared(Target::opened("b", &file));
-            let second = space.acquire(OWNER, opened(), Wait::NO).unwrap();
-            second.verify().unwrap();
-            assert_eq!(second.path(), path);
-            holds.open();
-            seen.wait();
-        }
+    alone(|| {
+        let (dir, path) = lock_file();
+        let [held, holds, seen] = [(); 3].map(|()| Arc::new(Gate::new()));
+        let parent = std::process::id();
+        let child = without_main_thread({
+            let (dir, path) = (dir.path().to_owned(), path.clone());
+            let [held, holds, seen] = [&held, &holds, &seen].map(Arc::clone);
+            move || {
+                held.wait();
+                let own = std::process::id();
+                let space = space_in(&dir);
+                let lease = space.acquire(A, Request::shared(NAME), Wait::NO).unwrap();
+                lease.verify().unwrap();
+                let holders = space.holders(NAME).unwrap();
+                assert_eq!(holders[0].by, HeldBy::Owners(vec![A]));
+                assert_eq!(pids(&holders[1..]), [[parent]]);
+                assert_eq!(pids(&holders_of(&path).unwrap()), [[parent], [own]]);
+                // A caller's descriptor carries nothing, as its fdinfo tells, and then a lock.
+                let file = open(&path);
+                let opened = || Request::shared(Target::opened("b", &file));
+                let second = space.acquire(A, opened(), Wait::NO).unwrap();
+                second.verify().unwrap();
+                assert_eq!(second.path(), path);
+                holds.open();
+                seen.wait();
+            }
+        });
+        let file = open(&path);
+        assert!(set_lock(&file, Kind::Ofd, Lock::Shared, 0, 1).unwrap());
+        held.open();
+        holds.wait();
+        let child_holds_two = [vec![child.pid()], vec![child.pid()]];
+        let mut expected = [&[vec![parent]][..], &child_holds_two].concat();
+        expected.sort();
+        assert_eq!(pids(&holders_of(&path).unwrap()), expected);
+        seen.open();
+        child.join();
     });
-    let file = open(&path);
-    assert!(set_lock(&file, Kind::Ofd, Lock::Shared, 0, 1).unwrap());
-    held.open();
-    holds.wait();
-    let child_holds_two = [vec![child.pid()], vec![child.pid()]];
-    let mut expected = [&[vec![parent]][..], &child_holds_two].concat();
-    expected.sort();
-    assert_eq!(pids(&holders_of(&path).unwrap()), expected);
-    seen.open();
-    child.join();
 }
 
 #[test]
 fn a_file_is_watched_when_the_main_thread_has_exited() {
-    if ran_alone() {
-        return;
-    }
-    let (dir, path) = lock_file();
-    let [held, watched] = [(); 2].map(|()| Arc::new(Gate::new()));
-    let child = without_main_thread({
-        let dir = dir.path().to_owned();
-        let [held, watched] = [&held, &watched].map(Arc::clone);
-        move || {
-            held.wait();
-            let space = LockSpace::open(Naming::verbatim(dir)).unwrap();
-            let waiting = waits::start(move || {
-                space.acquire(OWNER, Request::exclusive("a"), Wait::within(waits::LONG))
-            });
-            let waiting = waiting.watches();
-            watched.open();
-            waiting.join().unwrap().release().unwrap();
-        }
+    alone(|| {
+        let (dir, path) = lock_file();
+        let [held, watched] = [(); 2].map(|()| Arc::new(Gate::new()));
+        let child = without_main_thread({
+            let dir = dir.path().to_owned();
+            let [held, watched] = [&held, &watched].map(Arc::clone);
+            move || {
+                held.wait();
+                let space = space_in(&dir);
+                let waiting =
+                    start(move || space.acquire(A, Request::exclusive(NAME), Wait::within(LONG)));
+                let waiting = waiting.watches();
+                watched.open();
+                waiting.join().unwrap().release().unwrap();
+            }
+        });
+        let file = open(&path);
+        assert!(set_lock(&file, Kind::Ofd, Lock::Exclusive, 0, 1).unwrap());
+        held.open();
+        watched.wait();
+        drop(file);
+        child.join();
     });
-    let file = open(&path);
-    assert!(set_lock(&file, Kind::Ofd, Lock::Exclusive, 0, 1).unwrap());
-    held.open();
-    watched.wait();
-    drop(file);
-    child.join();
 }
 
 #[test]
 fn without_proc_nobody_is_taken_for_a_file_without_holders() {
-    if ran_alone() {
-        return;
-    }
-    if !rustix::process::geteuid().is_root() {
-        return skip_or_fail("a process without /proc", "only root can hide it");
-    }
-    let (dir, path) = lock_file();
-    let child = fork(|| {
-        let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
-        let lease = space.acquire(OWNER, Request::exclusive("a"), Wait::NO).unwrap();
-        hide_proc().unwrap();
-        let tells_of_proc = |error: &io::Error| {
-            assert_ne!(error.kind(), io::ErrorKind::NotFound);
-            assert!(error.to_string().contains("is /proc mounted?"), "{error}");
-        };
-        match space.holders("a") {
-            Err(AcquireError::Io(error)) => tells_of_proc(&error.source),
-            other => panic!("{other:?}"),
+    alone(|| {
+        if !is_root() {
+            return skip_or_fail("a process without /proc", "only root can hide it");
         }
-        tells_of_proc(&holders_of(&path).unwrap_err());
-        match lease.verify() {
-            Err(VerifyError::Io(error)) => tells_of_proc(&error.source),
-            other => panic!("{other:?}"),
-        }
-        let file = open(&path);
-        match space.acquire(OWNER, Request::shared(Target::opened("b", &file)), Wait::NO) {
-            Err(AcquireError::Io(error)) => tells_of_proc(&error.source),
-            other => panic!("{other:?}"),
-        }
-        // What needs no `/proc` goes on.
-        lease.release().unwrap();
-        let lease = space.acquire(OWNER, Request::exclusive("a"), Wait::within(waits::LONG));
-        lease.unwrap().release().unwrap();
+        let (dir, path) = lock_file();
+        let child = fork(|| {
+            let space = space_in(dir.path());
+            let lease = space.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+            hide_proc().unwrap();
+            let tells_of_proc = |error: &io::Error| {
+                assert_ne!(error.kind(), io::ErrorKind::NotFound);
+                assert!(error.to_string().contains("is /proc mounted?"), "{error}");
+            };
+            match space.holders(NAME) {
+                Err(AcquireError::Io(error)) => tells_of_proc(&error.source),
+                other => panic!("{other:?}"),
+            }
+            tells_of_proc(&holders_of(&path).unwrap_err());
+            match lease.verify() {
+                Err(VerifyError::Io(error)) => tells_of_proc(&error.source),
+                other => panic!("{other:?}"),
+            }
+            let file = open(&path);
+            match space.acquire(A, Request::shared(Target::opened("b", &file)), Wait::NO) {
+                Err(AcquireError::Io(error)) => tells_of_proc(&error.source),
+                other => panic!("{other:?}"),
+            }
+            // What needs no `/proc` goes on.
+            lease.release().unwrap();
+            let lease = space.acquire(A, Request::exclusive(NAME), Wait::within(LONG));
+            lease.unwrap().release().unwrap();
+        });
+        child.join();
     });
-    child.join();
 }
 
 /// For this process alone.

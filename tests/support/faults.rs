@@ -2,8 +2,8 @@
 //!
 //! A seccomp filter asks the test about each of these calls, and the test lets it pass or gives it an
 //! error: so the first can fail and the next succeed, and they can be counted. The rest of the process
-//! knows of no filter, but for the workers of this crate, which serve all its threads: such a test is
-//! alone in its process ([`ran_alone`](super::forked::ran_alone)).
+//! knows of no filter, but for the workers of this crate, which serve all its threads: such a test runs
+//! [`alone`](super::alone::alone).
 
 #![allow(unsafe_code, reason = "seccomp, which rustix does not have")]
 

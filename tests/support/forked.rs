@@ -1,20 +1,20 @@
-//! Forked children of a test, and locks taken behind the crate's back.
+//! Forked children of a test.
 //!
 //! A test process has many threads, and `fork` copies one of them: whatever lock another thread
 //! had at that moment stays locked in the child for ever. So a child does simple things only, and
 //! leaves by `_exit`. After [`fork`] it may allocate, since glibc puts malloc in order; after
-//! [`clone`] it may not.
+//! [`clone`] it may not. A test whose children wait, or start threads, forks them in a process that
+//! has no other test: [`alone`](super::alone::alone).
 //!
-//! No child outlives its test, and none hangs it: a child that is not done within a minute is ended
-//! by an alarm, which its [`Forked::join`] reports as the failure that it is.
+//! No child outlives its test, and none hangs it: a child that is not done in time is ended by an
+//! alarm, which its [`Forked::join`] reports as the failure that it is.
 
-#![allow(unsafe_code, reason = "fork, and the locks that rustix has no function for")]
+#![allow(unsafe_code, reason = "fork, and what its children do")]
 
-use std::fs::File;
+use std::fmt::Display;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsRawFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
@@ -22,7 +22,7 @@ use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
 /// A child that takes longer than this hangs, in seconds.
-const PATIENCE: libc::c_uint = 60;
+const PATIENCE: libc::c_uint = 120;
 
 /// A forked child. Dropping it kills it.
 #[derive(Debug)]
@@ -39,24 +39,30 @@ pub(crate) fn fork(body: impl FnOnce()) -> Forked {
     start(body, || unsafe { libc::fork() })
 }
 
-/// Runs the calling test once more in a process of its own, whose only thread it is; `true` here,
-/// when that has passed, and `false` there.
-///
-/// For tests whose children do more than simple things: other threads may have locks, such as those of
-/// parking_lot's tables, when a child is forked beside them.
-pub(crate) fn ran_alone() -> bool {
-    const ALONE: &str = "LOCKSPACE_TEST_ALONE";
-    if std::env::var_os(ALONE).is_some() {
-        return false;
-    }
-    let thread = std::thread::current();
-    let test = thread.name().expect("the test harness names a test's thread after it");
-    let status = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([test, "--exact", "--test-threads=1", "--nocapture"])
-        .env(ALONE, "1")
-        .status();
-    assert!(status.unwrap().success(), "{test} failed in a process of its own");
-    true
+/// Runs `body` in a child. What it asserts there is asserted here.
+#[track_caller]
+pub(crate) fn in_child(body: impl FnOnce()) {
+    fork(body).join();
+}
+
+/// Runs `body` in a child; its answer, as a text that fits into a pipe.
+#[track_caller]
+pub(crate) fn ask_child<T: Display>(body: impl FnOnce() -> T) -> String {
+    let (mut answer, to_parent) = io::pipe().expect("a pipe");
+    fork(|| {
+        let answer = body().to_string();
+        (&to_parent).write_all(answer.as_bytes()).expect("the parent has the other end");
+    })
+    .join();
+    read_what_is_there(&mut answer)
+}
+
+/// What has been written to the pipe. Not to its end: another child may have inherited that.
+fn read_what_is_there(pipe: &mut PipeReader) -> String {
+    rustix::fs::fcntl_setfl(&*pipe, OFlags::NONBLOCK).expect("a pipe");
+    let mut bytes = vec![0; 65536];
+    let length = pipe.read(&mut bytes).unwrap_or(0);
+    String::from_utf8_lossy(&bytes[..length]).into_owned()
 }
 
 /// As [`fork`], by the system call alone, which no `pthread_atfork` handler hears of. The body
@@ -185,11 +191,7 @@ impl Forked {
     #[track_caller]
     pub(crate) fn join_status(mut self) -> WaitStatus {
         let status = self.wait();
-        // Not to its end: another child may have inherited the pipe.
-        rustix::fs::fcntl_setfl(&self.report, OFlags::NONBLOCK).expect("a pipe");
-        let mut report = vec![0; 65536];
-        let length = self.report.read(&mut report).unwrap_or(0);
-        let report = String::from_utf8_lossy(&report[..length]);
+        let report = read_what_is_there(&mut self.report);
         assert!(report.is_empty(), "in the child: {report}");
         status
     }
@@ -250,7 +252,7 @@ impl Gate {
         (&self.writer).write_all(&[1]).expect("both ends are open");
     }
 
-    /// Fails after a minute: whoever was to open has ended.
+    /// Fails after two minutes: whoever was to open has ended.
     #[track_caller]
     pub(crate) fn wait(&self) {
         let mut poll =
@@ -259,75 +261,5 @@ impl Gate {
         let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE as libc::c_int * 1000) };
         assert_eq!(ready, 1, "nobody opened the gate");
         (&self.reader).read_exact(&mut [0]).expect("both ends are open");
-    }
-}
-
-/// Whose a lock is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// An open file description's.
-    Ofd,
-    /// A process's, as `F_SETLK` sets it.
-    Record,
-}
-
-/// What to set, as in `l_type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lock {
-    Exclusive,
-    Shared,
-    No,
-}
-
-/// Tries to set a lock on `len` bytes from `start` on; 0 bytes are all the rest of the file.
-/// `false` if somebody else's is in the way.
-pub(crate) fn set_lock(
-    file: impl AsFd,
-    kind: Kind,
-    lock: Lock,
-    start: i64,
-    len: i64,
-) -> io::Result<bool> {
-    let command = match kind {
-        Kind::Ofd => libc::F_OFD_SETLK,
-        Kind::Record => libc::F_SETLK,
-    };
-    let l_type = match lock {
-        Lock::Exclusive => libc::F_WRLCK,
-        Lock::Shared => libc::F_RDLCK,
-        Lock::No => libc::F_UNLCK,
-    };
-    let lock = libc::flock64 {
-        l_type: l_type as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: start,
-        l_len: len,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open, and `lock` lives through the call.
-    match unsafe { libc::fcntl(file.as_fd().as_raw_fd(), command, &raw const lock) } {
-        0 => Ok(true),
-        _ => match io::Error::last_os_error() {
-            error if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            error => Err(error),
-        },
-    }
-}
-
-pub(crate) fn open(path: impl AsRef<Path>) -> File {
-    File::options().read(true).write(true).open(path).expect("it can be opened")
-}
-
-/// Whether another process gets an exclusive record lock on byte 0 of the file, now.
-#[track_caller]
-pub(crate) fn is_free_for_others(path: &Path) -> bool {
-    let child = fork(|| {
-        let free = set_lock(open(path), Kind::Record, Lock::Exclusive, 0, 1).expect("F_SETLK");
-        exit_now(if free { 10 } else { 11 });
-    });
-    match child.join_code() {
-        10 => true,
-        11 => false,
-        code => panic!("the child's exit code was {code}"),
     }
 }

@@ -37,6 +37,9 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
+use super::alone::is_alone;
+use super::interop::skip_or_fail;
+
 /// Names that begin so have their first lookup parked too, not only their open.
 ///
 /// While one is parked, the kernel holds the directory's lock shared: whoever would change the
@@ -45,6 +48,25 @@ pub(crate) const LOOKUP_HANGS: &str = "lookup-hang";
 
 /// No test waits longer than this for a request to be parked: it fails.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The file system, or `None` after saying why not. Its drop, also by a failed assertion, frees
+/// the stuck threads.
+///
+/// For a test that runs [`alone`](super::alone::alone): a forked child of another test would share
+/// the descriptors on it, and be stuck with them when it ends.
+#[track_caller]
+pub(crate) fn hung_fs() -> Option<HungFs> {
+    assert!(is_alone());
+    HungFs::mount().map_err(|why| skip_or_fail("a FUSE file system", &why)).ok()
+}
+
+/// One of which nothing hangs yet. What a failed test leaves open on it must be leaked: a close may
+/// hang until its drop, and fails after that.
+#[track_caller]
+pub(crate) fn answering_fs() -> Option<HungFs> {
+    assert!(is_alone());
+    HungFs::mount_answering().map_err(|why| skip_or_fail("a FUSE file system", &why)).ok()
+}
 
 /// The file system, mounted until this is dropped.
 #[derive(Debug)]

@@ -68,6 +68,12 @@ fn add_files(path: &Path, files: &mut BTreeMap<PathBuf, String>) {
     }
 }
 
+/// A document of another program, or another version.
+pub(crate) fn fixture(name: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
 /// What an exec would leave: the descriptors, their locks, and an array of documents.
 pub(crate) fn leave_behind(spaces: Vec<LockSpace>, leases: Vec<Lease>) -> Value {
     let snapshot = Snapshot::take(&spaces).unwrap();

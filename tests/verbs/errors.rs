@@ -6,29 +6,20 @@ use std::num::NonZeroU64;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::spaces::{NAME, direct, expect_busy, in_memory, space_in};
 use crate::support::waits::{LONG, start};
-use lockspace::{AcquireError, Busy, ByteRange, DeadlockCause, Lease, LockSpace, Mode, Naming};
-use lockspace::{OwnerId, Request, Wait};
+use lockspace::{
+    AcquireError, ByteRange, DeadlockCause, Lease, LockSpace, Mode, OwnerId, Request, Wait,
+};
 
 const VM: OwnerId = OwnerId::new(4711);
+
 const OTHER: OwnerId = OwnerId::new(7);
-const NAME: &str = "disk";
+
 const SHORT: Duration = Duration::from_millis(20);
 
-fn in_memory() -> LockSpace {
-    LockSpace::open(Naming::in_memory()).unwrap()
-}
-
-fn hold(space: &LockSpace, owner: OwnerId, mode: Mode) -> Lease {
+fn hold_disk(space: &LockSpace, owner: OwnerId, mode: Mode) -> Lease {
     space.acquire(owner, Request::new(mode, NAME), Wait::NO).unwrap()
-}
-
-#[track_caller]
-fn busy<T>(result: Result<T, AcquireError>) -> Busy {
-    match result.map(drop) {
-        Err(AcquireError::Busy(busy)) => busy,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// Why the wait of [`VM`] would never end, and the whole sentence.
@@ -45,7 +36,7 @@ fn deadlock<T>(result: Result<T, AcquireError>) -> (DeadlockCause, String) {
 fn a_vm_that_is_started_twice_is_told_who_holds_its_disk() {
     let space = in_memory();
     for (held, asked) in [(Mode::Exclusive, Mode::Exclusive), (Mode::Shared, Mode::Exclusive)] {
-        let lease = hold(&space, VM, held);
+        let lease = hold_disk(&space, VM, held);
         let refused = space.acquire(VM, Request::new(asked, NAME), Wait::NO).unwrap_err();
         assert!(refused.is_busy());
         assert_eq!(
@@ -66,7 +57,7 @@ fn a_vm_that_is_started_twice_is_told_who_holds_its_disk() {
 #[test]
 fn a_vm_that_waits_twice_is_told_of_its_other_call() {
     let space = in_memory();
-    let lease = hold(&space, OTHER, Mode::Exclusive);
+    let lease = hold_disk(&space, OTHER, Mode::Exclusive);
     let waiting = {
         let space = space.clone();
         start(move || space.acquire(VM, Request::shared(NAME), Wait::FOREVER)).sleeps()
@@ -84,13 +75,14 @@ fn a_vm_that_waits_twice_is_told_of_its_other_call() {
 #[test]
 fn who_waits_to_upgrade_is_told_who_would_never_leave() {
     let space = in_memory();
-    let (mut lease, second) = (hold(&space, VM, Mode::Shared), hold(&space, VM, Mode::Shared));
+    let (mut lease, second) =
+        (hold_disk(&space, VM, Mode::Shared), hold_disk(&space, VM, Mode::Shared));
     let (why, said) = deadlock(lease.upgrade(Wait::within(LONG)));
     assert_eq!(why, DeadlockCause::OtherOwnHold);
     assert!(said.contains("owner 4711 would wait for itself: it has another hold of"), "{said}");
     drop(second);
 
-    let mut other = hold(&space, OTHER, Mode::Shared);
+    let mut other = hold_disk(&space, OTHER, Mode::Shared);
     let waiting = start(move || other.upgrade(Wait::FOREVER).map(|()| other)).sleeps();
     let (why, said) = deadlock(lease.upgrade(Wait::within(LONG)));
     assert_eq!(why, DeadlockCause::Upgrade { other: OTHER });
@@ -104,13 +96,13 @@ fn who_waits_to_upgrade_is_told_who_would_never_leave() {
 fn an_exclusive_request_waits_only_where_one_does() {
     let waits = "held shared by owner 7, and an exclusive request waits; asked for shared";
     let space = in_memory();
-    let lease = hold(&space, OTHER, Mode::Shared);
+    let lease = hold_disk(&space, OTHER, Mode::Shared);
     let waiting = {
         let space = space.clone();
         start(move || space.acquire(VM, Request::exclusive(NAME), Wait::FOREVER)).sleeps()
     };
     for wait in [Wait::NO, Wait::within(SHORT)] {
-        let refused = busy(space.acquire(OwnerId::new(1), Request::shared(NAME), wait));
+        let refused = expect_busy(space.acquire(OwnerId::new(1), Request::shared(NAME), wait));
         assert!(refused.to_string().contains(waits), "{refused}");
     }
     drop(lease);
@@ -122,12 +114,12 @@ fn an_exclusive_request_waits_only_where_one_does() {
     fs::write(&a, "").unwrap();
     fs::hard_link(&a, &b).unwrap();
     let bytes = ByteRange::new(100, NonZeroU64::new(4).unwrap()).unwrap();
-    let [space, outside] = [(); 2].map(|()| LockSpace::open(Naming::direct()).unwrap());
+    let [space, outside] = [(); 2].map(|()| direct());
     let held = (
         space.acquire(VM, Request::shared(&a), Wait::NO).unwrap(),
         outside.acquire(OTHER, Request::exclusive(&a).range(bytes), Wait::NO).unwrap(),
     );
-    let refused = busy(space.acquire(VM, Request::shared(&b).range(bytes), Wait::NO));
+    let refused = expect_busy(space.acquire(VM, Request::shared(&b).range(bytes), Wait::NO));
     assert!(!refused.to_string().contains("waits"), "{refused}");
     drop(held);
 }
@@ -138,7 +130,7 @@ fn a_refusal_is_an_io_error_of_the_kind_that_callers_look_for() {
         Ok(space.acquire(OTHER, request, wait)?)
     }
     let dir = tempfile::tempdir().unwrap();
-    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    let space = space_in(dir.path());
     let _lease = space.acquire(VM, Request::exclusive(NAME).auto_create(), Wait::NO).unwrap();
     for (request, wait, kind) in [
         (Request::shared(NAME), Wait::NO, io::ErrorKind::WouldBlock),
@@ -160,9 +152,9 @@ fn a_refusal_outlives_its_space_and_keeps_only_the_directory_open() {
         links.filter_map(|fd| fs::read_link(fd).ok()).filter(|path| path.starts_with(dir)).count()
     };
     let dir = tempfile::tempdir().unwrap();
-    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    let space = space_in(dir.path());
     let lease = space.acquire(VM, Request::exclusive(NAME).auto_create(), Wait::NO).unwrap();
-    let refused = busy(space.acquire(OTHER, Request::shared(NAME), Wait::NO));
+    let refused = expect_busy(space.acquire(OTHER, Request::shared(NAME), Wait::NO));
     drop((lease, space));
     assert_eq!(refused.path(), dir.path().join(NAME));
     assert_eq!(refused.owners(), [VM]);

@@ -4,18 +4,9 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
+use crate::support::random::Random;
 use lockspace::{Lease, LockSpace, Naming, OwnerId, ReleaseError, Request, Wait};
 use tempfile::TempDir;
-
-/// The same numbers each time, so that a failure comes again.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, most: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        (self.0 >> 33) as usize % most
-    }
-}
 
 /// How many holds each owner has of each resource: by leases, and kept.
 type Model = BTreeMap<(OwnerId, usize), (Vec<Lease>, u32)>;
@@ -30,10 +21,10 @@ fn run(space: &LockSpace, steps: usize, seed: u64) {
     let mut random = Random(seed);
     let mut model = Model::new();
     for step in 0..steps {
-        let owner = OwnerId::new(random.below(OWNERS) as u64);
-        let number = random.below(NAMES);
+        let owner = OwnerId::new(random.below(OWNERS as u64) as usize as u64);
+        let number = random.below(NAMES as u64) as usize;
         let (leases, kept) = model.entry((owner, number)).or_default();
-        match random.below(12) {
+        match random.below(12) as usize {
             0..4 => {
                 let request = Request::shared(name(number)).auto_create();
                 leases.push(space.acquire(owner, request, Wait::NO).unwrap());

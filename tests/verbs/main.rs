@@ -3,12 +3,24 @@
 mod aliases;
 mod bad_input;
 mod convert;
-mod engine_promises;
+mod create_and_delete;
 mod errors;
 mod kept;
+mod kernel_answers;
 mod leftovers;
-mod libvirt_parity;
+mod lifetimes;
+mod modes;
+mod moved_directories;
+mod naming;
 mod opened;
+mod opening;
+mod owners;
+mod ranges;
 mod several;
+mod stale_files;
 #[path = "../support/mod.rs"]
 mod support;
+mod twice;
+mod users_files;
+mod verify;
+mod waiting_upgrades;

@@ -5,34 +5,23 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::support::forked::{Forked, Gate, fork, is_free_for_others, ran_alone};
-use crate::support::hung_fs::HungFs;
-use crate::support::interop::skip_or_fail;
-use crate::support::process::held;
-use crate::support::waits::{LONG, Waiting, eventually, open_below, start};
-use lockspace::{AcquireError, Cancel, InvalidRequest, Leases, LockSpace, Mode, Naming, OwnerId};
-use lockspace::{Request, Target, Wait};
+use crate::support::alone::alone;
+use crate::support::forked::{Forked, Gate, fork};
+use crate::support::hung_fs::hung_fs;
+use crate::support::locks::{held, is_free_for_others};
+use crate::support::process::open_below;
+use crate::support::spaces::{A, B, auto, is_empty, space_in};
+use crate::support::waits::{LONG, Waiting, eventually, start};
+use lockspace::{
+    AcquireError, Cancel, Leases, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait,
+};
 use tempfile::TempDir;
 
-const A: OwnerId = OwnerId::new(1);
-const B: OwnerId = OwnerId::new(2);
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
-type All = Result<Leases, AcquireError>;
+pub(crate) type All = Result<Leases, AcquireError>;
 
-fn space_in(dir: &Path) -> LockSpace {
-    LockSpace::open(Naming::verbatim(dir)).unwrap()
-}
-
-fn auto(name: &str) -> Request<'_> {
-    Request::exclusive(name).auto_create()
-}
-
-fn is_empty(dir: &Path) -> bool {
-    fs::read_dir(dir).unwrap().next().is_none()
-}
-
-fn images(dir: &Path) -> [PathBuf; 3] {
+pub(crate) fn images(dir: &Path) -> [PathBuf; 3] {
     NAMES.map(|name| {
         File::create(dir.join(name)).unwrap();
         dir.join(name)
@@ -49,7 +38,7 @@ fn start_all(
     start(move || space.acquire_all(owner, names.map(auto), wait))
 }
 
-fn waits() -> [Wait; 3] {
+pub(crate) fn waits() -> [Wait; 3] {
     [Wait::NO, Wait::within(LONG), Wait::FOREVER]
 }
 
@@ -232,133 +221,40 @@ fn a_wait_for_several_can_be_cancelled() {
     }
 }
 
-/// Two requests of a call are about one file, by these spellings: refused with both, unless both are
-/// shared and so can be held beside each other.
-#[track_caller]
-fn is_twice(result: All, modes: (Mode, Mode), one: &Path, two: &Path) {
-    if modes == (Mode::Shared, Mode::Shared) {
-        return drop(result.expect("shared holds do not exclude each other"));
-    }
-    let Err(AcquireError::Invalid { name, why: InvalidRequest::Twice { other } }) = &result else {
-        panic!("{result:?}")
-    };
-    assert!(name != other || one == two, "{name:?} and {other:?}");
-    assert!([one, two].iter().any(|path| path.as_os_str() == name), "{name:?}");
-    assert!([one, two].iter().any(|path| path.as_os_str() == other), "{other:?}");
-}
-
-#[test]
-fn one_file_twice_in_a_request_is_named() {
-    let dir = TempDir::new().unwrap();
-    let [image, other, _] = images(dir.path());
-    let image = image.canonicalize().unwrap();
-    let [hard, soft] = ["hard", "soft"].map(|name| image.with_file_name(name));
-    fs::hard_link(&image, &hard).unwrap();
-    symlink(&image, &soft).unwrap();
-    let file = File::options().read(true).write(true).open(&image).unwrap();
-    let direct = LockSpace::open(Naming::direct()).unwrap();
-    let hashed = LockSpace::open(Naming::md5(dir.path().join("locks"))).unwrap();
-    let modes = [Mode::Exclusive, Mode::Shared];
-    for wait in waits() {
-        for (one, two) in modes.into_iter().flat_map(|one| modes.map(|two| (one, two))) {
-            // In a directory there are no lock files yet, which only a grant would miss.
-            let shared = (one, two) == (Mode::Shared, Mode::Shared);
-            for space in [&direct, &hashed].into_iter().take(if shared { 1 } else { 2 }) {
-                // Names.
-                let same = [Request::new(one, &image), Request::new(two, &image)];
-                is_twice(space.acquire_all(A, same, wait.clone()), (one, two), &image, &image);
-                // Images, with another between.
-                for alias in [&image, &hard, &soft] {
-                    let requests = [
-                        Request::new(one, Target::image(&image)),
-                        Request::exclusive(Target::image(&other)),
-                        Request::new(two, Target::image(alias)),
-                    ];
-                    let result = space.acquire_all(A, requests, wait.clone());
-                    is_twice(result, (one, two), &image, alias);
-                }
-                assert_eq!(space.list(), []);
-            }
-            // Paths of a direct space, as they are.
-            for alias in [&hard, &soft] {
-                let requests = [
-                    Request::new(one, &image),
-                    Request::exclusive(&other),
-                    Request::new(two, alias),
-                ];
-                let result = direct.acquire_all(A, requests, wait.clone());
-                is_twice(result, (one, two), &image, alias);
-                // And one that is open.
-                for turned in [false, true] {
-                    let opened = Request::new(one, Target::opened("opened", &file));
-                    let mut requests = [opened, Request::new(two, alias)];
-                    if turned {
-                        requests.reverse();
-                    }
-                    let result = direct.acquire_all(A, requests, wait.clone());
-                    is_twice(result, (one, two), Path::new("opened"), alias);
-                }
-            }
-            assert_eq!(direct.list(), []);
-        }
-    }
-    assert_eq!(held(&image), None);
-}
-
-#[test]
-fn two_shared_requests_for_one_file_are_two_holds() {
-    let dir = TempDir::new().unwrap();
-    let space = space_in(dir.path());
-    for wait in waits() {
-        let shared = || Request::shared("base").auto_create();
-        let leases = space.acquire_all(A, [shared(), auto("disk"), shared()], wait).unwrap();
-        let held = space.list().into_iter().find(|held| held.name == "base").unwrap();
-        assert_eq!(held.owners[&A], 2);
-        let mut leases = leases.into_iter();
-        let (first, _disk, second) = (leases.next(), leases.next(), leases.next());
-        drop(first);
-        assert!(space.acquire(B, auto("base"), Wait::NO).is_err());
-        drop(second);
-        space.acquire(B, auto("base"), Wait::NO).unwrap().release().unwrap();
-    }
-    assert!(is_empty(dir.path()));
-}
-
 #[test]
 fn two_processes_that_ask_in_opposite_orders_both_get_on() {
-    if ran_alone() {
-        return;
-    }
-    const ROUNDS: u32 = 200;
-    let dir = TempDir::new().unwrap();
-    let (ready, go) = (Gate::new(), Gate::new());
-    let orders = [["a", "b", "c"], ["c", "b", "a"]];
-    let children = orders.map(|order| {
-        fork(|| {
-            let space = space_in(dir.path());
-            ready.open();
-            go.wait();
-            let (mut granted, mut late) = (0, 0);
-            while granted < ROUNDS {
-                let wait = Wait::within(Duration::from_secs(2));
-                match space.acquire_all(OwnerId::this_process(), order.map(auto), wait) {
-                    Ok(leases) => {
-                        granted += 1;
-                        drop(leases);
+    alone(|| {
+        const ROUNDS: u32 = 200;
+        let dir = TempDir::new().unwrap();
+        let (ready, go) = (Gate::new(), Gate::new());
+        let orders = [["a", "b", "c"], ["c", "b", "a"]];
+        let children = orders.map(|order| {
+            fork(|| {
+                let space = space_in(dir.path());
+                ready.open();
+                go.wait();
+                let (mut granted, mut late) = (0, 0);
+                while granted < ROUNDS {
+                    let wait = Wait::within(Duration::from_secs(2));
+                    match space.acquire_all(OwnerId::this_process(), order.map(auto), wait) {
+                        Ok(leases) => {
+                            granted += 1;
+                            drop(leases);
+                        }
+                        Err(AcquireError::Busy(_)) => late += 1,
+                        Err(error) => panic!("{error}"),
                     }
-                    Err(AcquireError::Busy(_)) => late += 1,
-                    Err(error) => panic!("{error}"),
+                    assert!(late <= 10, "{late} deadlines passed, {granted} granted");
                 }
-                assert!(late <= 10, "{late} deadlines passed, {granted} granted");
-            }
-        })
+            })
+        });
+        ready.wait();
+        ready.wait();
+        go.open();
+        go.open();
+        children.into_iter().for_each(Forked::join);
+        assert!(is_empty(dir.path()));
     });
-    ready.wait();
-    ready.wait();
-    go.open();
-    go.open();
-    children.into_iter().for_each(Forked::join);
-    assert!(is_empty(dir.path()));
 }
 
 #[test]
@@ -377,54 +273,56 @@ fn two_threads_that_ask_in_opposite_orders_both_get_on() {
     assert!(is_empty(dir.path()));
 }
 
-fn hung_fs() -> Option<HungFs> {
-    HungFs::mount().map_err(|why| skip_or_fail("a FUSE file system", &why)).ok()
-}
-
 #[test]
 fn one_deadline_covers_all_also_when_a_file_system_hangs() {
-    let Some(hung) = hung_fs() else { return };
-    let dir = TempDir::new().unwrap();
-    let [image, ..] = images(dir.path());
-    let space = LockSpace::open(Naming::direct()).unwrap();
-    let path = hung.path().join("a");
-    let short = Duration::from_millis(60);
-    let started = Instant::now();
-    let requests = [Request::exclusive(&image), Request::exclusive(&path)];
-    let result = space.acquire_all(A, requests, Wait::within(short));
-    assert!(started.elapsed() >= short);
-    let Err(AcquireError::Unresponsive { name, .. }) = &result else { panic!("{result:?}") };
-    assert_eq!(name, path.as_os_str());
-    assert!(is_free_for_others(&image) && space.list().is_empty());
-    hung.answer_all();
+    alone(|| {
+        let Some(hung) = hung_fs() else { return };
+        let dir = TempDir::new().unwrap();
+        let [image, ..] = images(dir.path());
+        let space = LockSpace::open(Naming::direct()).unwrap();
+        let path = hung.path().join("a");
+        let short = Duration::from_millis(60);
+        let started = Instant::now();
+        let requests = [Request::exclusive(&image), Request::exclusive(&path)];
+        let result = space.acquire_all(A, requests, Wait::within(short));
+        assert!(started.elapsed() >= short);
+        let Err(AcquireError::Unresponsive { name, .. }) = &result else { panic!("{result:?}") };
+        assert_eq!(name, path.as_os_str());
+        assert!(is_free_for_others(&image) && space.list().is_empty());
+        hung.answer_all();
+    });
 }
 
 /// Somebody else, who has time, waits for the file system already.
 #[test]
 fn the_deadline_covers_what_another_thread_is_just_acquiring() {
-    for mode in [Mode::Shared, Mode::Exclusive] {
-        let Some(hung) = hung_fs() else { return };
-        let space = LockSpace::open(Naming::direct()).unwrap();
-        let path = hung.path().join("a");
-        let first = start({
-            let (space, path) = (space.clone(), path.clone());
-            move || space.acquire(A, Request::new(mode, &path), Wait::FOREVER)
-        });
-        hung.wait_for_open(1);
-        let (tell, told) = std::sync::mpsc::channel();
-        let all = start({
-            let space = space.clone();
-            move || {
-                let wait = Wait::within(Duration::from_millis(300));
-                let _ = tell.send(space.acquire_all(B, [Request::shared(&path)], wait).map(drop));
-            }
-        });
-        let ended = told.recv_timeout(Duration::from_secs(20));
-        hung.answer_all();
-        all.join();
-        drop(first.join());
-        let ended = ended.expect("the deadline has passed long since");
-        let told = matches!(ended, Err(AcquireError::Busy(_) | AcquireError::Unresponsive { .. }));
-        assert!(told, "{ended:?}");
-    }
+    alone(|| {
+        for mode in [Mode::Shared, Mode::Exclusive] {
+            let Some(hung) = hung_fs() else { return };
+            let space = LockSpace::open(Naming::direct()).unwrap();
+            let path = hung.path().join("a");
+            let first = start({
+                let (space, path) = (space.clone(), path.clone());
+                move || space.acquire(A, Request::new(mode, &path), Wait::FOREVER)
+            });
+            hung.wait_for_open(1);
+            let (tell, told) = std::sync::mpsc::channel();
+            let all = start({
+                let space = space.clone();
+                move || {
+                    let wait = Wait::within(Duration::from_millis(300));
+                    let _ =
+                        tell.send(space.acquire_all(B, [Request::shared(&path)], wait).map(drop));
+                }
+            });
+            let ended = told.recv_timeout(Duration::from_secs(20));
+            hung.answer_all();
+            all.join();
+            drop(first.join());
+            let ended = ended.expect("the deadline has passed long since");
+            let told =
+                matches!(ended, Err(AcquireError::Busy(_) | AcquireError::Unresponsive { .. }));
+            assert!(told, "{ended:?}");
+        }
+    });
 }

@@ -1,9 +1,22 @@
-//! Waiting: who is granted when, deadlines and cancelling, file systems that hang, and what of a wait
-//! is left when it is over.
+//! Waiting: who is granted when, deadlines and cancelling, the order within a space and between
+//! processes, file systems that hang, and what of a wait is left when it is over.
 
+mod cancelling;
+mod costs;
+mod deadlines;
+mod deadlock;
+mod degraded;
+mod fairness;
+mod granted;
+mod hand_over;
 mod hung;
+mod hung_deadlines;
+mod in_vain;
 mod left_behind;
-mod promises;
+mod opened;
+mod queue;
 #[path = "../support/mod.rs"]
 mod support;
-mod waiting;
+mod under_fire;
+mod watches;
+mod ways;

@@ -5,48 +5,25 @@ use std::cell::Cell;
 use std::fs;
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use crate::support::alone::alone;
 use crate::support::faults::{Call, with_faults};
-use crate::support::forked::{Gate, Kind, Lock, fork, open, ran_alone, set_lock};
+use crate::support::forked::{Gate, fork};
 use crate::support::interop::skip_or_fail;
+use crate::support::locks::{Kind, Lock, open, set_lock};
+use crate::support::spaces::{A, B, NAME, direct, expect_busy, image, space_in};
 use crate::support::waits::{LONG, start};
-use lockspace::{AcquireError, Busy, ByteRange, Cancel, LockFileError, LockSpace, Mode, Naming};
-use lockspace::{OwnerId, ReleaseError, Request, Target, Wait};
+use lockspace::{
+    AcquireError, Busy, ByteRange, Cancel, LockFileError, LockSpace, Mode, ReleaseError, Request,
+    Target, Wait,
+};
 use tempfile::TempDir;
-
-const A: OwnerId = OwnerId::new(1);
-const B: OwnerId = OwnerId::new(2);
-const NAME: &str = "disk";
-
-fn space_in(dir: &Path) -> LockSpace {
-    LockSpace::open(Naming::verbatim(dir)).unwrap()
-}
-
-fn direct() -> LockSpace {
-    LockSpace::open(Naming::direct()).unwrap()
-}
-
-/// A folder with an image.
-fn image() -> (TempDir, PathBuf) {
-    let dir = TempDir::new().unwrap();
-    let image = dir.path().canonicalize().unwrap().join("a.raw");
-    fs::write(&image, "").unwrap();
-    (dir, image)
-}
 
 fn files_in(dir: &Path) -> usize {
     fs::read_dir(dir).unwrap().count()
-}
-
-#[track_caller]
-fn busy<T>(result: Result<T, AcquireError>) -> Busy {
-    match result.map(drop) {
-        Err(AcquireError::Busy(busy)) => busy,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// The system call that failed, and with what.
@@ -70,113 +47,110 @@ fn without_locks<T: Send>(errno: libc::c_int, body: impl FnOnce() -> T + Send) -
 
 #[test]
 fn who_may_not_lock_is_told_so_and_not_that_somebody_holds() {
-    if ran_alone() {
-        return;
-    }
-    const DENIED: (&str, Option<i32>) = ("fcntl", Some(libc::EACCES));
-    let dir = TempDir::new().unwrap();
-    let (_folder, image) = image();
-    let (space, direct) = (space_in(dir.path()), direct());
-    space.create(NAME).unwrap();
-    without_locks(libc::EACCES, || {
-        for mode in [Mode::Exclusive, Mode::Shared] {
-            for wait in [Wait::NO, Wait::within(LONG), Wait::FOREVER] {
-                let acquire = |space: &LockSpace, target: Target<'_>| {
-                    io_error(space.acquire(A, Request::new(mode, target), wait.clone()))
-                };
-                assert_eq!(acquire(&space, NAME.into()), DENIED);
-                assert_eq!(acquire(&direct, Target::image(&image)), DENIED);
-                let file = open(&image);
-                assert_eq!(acquire(&direct, Target::opened(NAME, &file)), DENIED);
+    alone(|| {
+        const DENIED: (&str, Option<i32>) = ("fcntl", Some(libc::EACCES));
+        let dir = TempDir::new().unwrap();
+        let (_folder, image) = image();
+        let (space, direct) = (space_in(dir.path()), direct());
+        space.create(NAME).unwrap();
+        without_locks(libc::EACCES, || {
+            for mode in [Mode::Exclusive, Mode::Shared] {
+                for wait in [Wait::NO, Wait::within(LONG), Wait::FOREVER] {
+                    let acquire = |space: &LockSpace, target: Target<'_>| {
+                        io_error(space.acquire(A, Request::new(mode, target), wait.clone()))
+                    };
+                    assert_eq!(acquire(&space, NAME.into()), DENIED);
+                    assert_eq!(acquire(&direct, Target::image(&image)), DENIED);
+                    let file = open(&image);
+                    assert_eq!(acquire(&direct, Target::opened(NAME, &file)), DENIED);
+                }
             }
-        }
-        let all = [Request::shared(NAME), Request::exclusive("other").auto_create()];
-        assert_eq!(io_error(space.acquire_all(A, all, Wait::FOREVER)), DENIED);
-        let refused = space.delete(NAME).unwrap_err();
-        assert!(matches!(refused, LockFileError::Io(_)), "{refused:?}");
+            let all = [Request::shared(NAME), Request::exclusive("other").auto_create()];
+            assert_eq!(io_error(space.acquire_all(A, all, Wait::FOREVER)), DENIED);
+            let refused = space.delete(NAME).unwrap_err();
+            assert!(matches!(refused, LockFileError::Io(_)), "{refused:?}");
+        });
+        assert!(space.list().is_empty() && direct.list().is_empty());
     });
-    assert!(space.list().is_empty() && direct.list().is_empty());
 }
 
 #[test]
 fn a_hold_that_may_not_change_its_lock_is_told_so_and_stays() {
-    if ran_alone() {
-        return;
-    }
-    let dir = TempDir::new().unwrap();
-    let space = space_in(dir.path());
-    let acquire = |mode| space.acquire(A, Request::new(mode, NAME).auto_create(), Wait::NO);
-    let denied = ("fcntl", Some(libc::EACCES));
-    let mut lease = acquire(Mode::Shared).unwrap();
-    without_locks(libc::EACCES, || {
-        assert_eq!(io_error(lease.upgrade(Wait::NO)), denied);
-        assert_eq!(io_error(lease.upgrade(Wait::FOREVER)), denied);
-        assert_eq!(lease.mode(), Mode::Shared);
+    alone(|| {
+        let dir = TempDir::new().unwrap();
+        let space = space_in(dir.path());
+        let acquire = |mode| space.acquire(A, Request::new(mode, NAME).auto_create(), Wait::NO);
+        let denied = ("fcntl", Some(libc::EACCES));
+        let mut lease = acquire(Mode::Shared).unwrap();
+        without_locks(libc::EACCES, || {
+            assert_eq!(io_error(lease.upgrade(Wait::NO)), denied);
+            assert_eq!(io_error(lease.upgrade(Wait::FOREVER)), denied);
+            assert_eq!(lease.mode(), Mode::Shared);
+        });
+        lease.verify().unwrap();
+        lease.upgrade(Wait::NO).unwrap();
+        without_locks(libc::EACCES, || {
+            assert_eq!(io_error(lease.downgrade()), denied);
+            assert_eq!(lease.mode(), Mode::Exclusive);
+        });
+        lease.verify().unwrap();
+        // Nobody else holds it: that the file stays is told.
+        without_locks(libc::EACCES, move || {
+            let left = lease.release().unwrap_err();
+            let ReleaseError::Leftover { source, .. } = left else { panic!("{left:?}") };
+            assert_eq!((source.call, source.source.raw_os_error()), denied);
+        });
+        drop(acquire(Mode::Exclusive).unwrap());
+        assert_eq!(files_in(dir.path()), 0);
     });
-    lease.verify().unwrap();
-    lease.upgrade(Wait::NO).unwrap();
-    without_locks(libc::EACCES, || {
-        assert_eq!(io_error(lease.downgrade()), denied);
-        assert_eq!(lease.mode(), Mode::Exclusive);
-    });
-    lease.verify().unwrap();
-    // Nobody else holds it: that the file stays is told.
-    without_locks(libc::EACCES, move || {
-        let left = lease.release().unwrap_err();
-        let ReleaseError::Leftover { source, .. } = left else { panic!("{left:?}") };
-        assert_eq!((source.call, source.source.raw_os_error()), denied);
-    });
-    drop(acquire(Mode::Exclusive).unwrap());
-    assert_eq!(files_in(dir.path()), 0);
 }
 
 /// Every refusal, of which there are so many, is followed by one question, and then another try.
 #[test]
 fn a_refusal_for_nobodys_lock_is_tried_again() {
-    if ran_alone() {
-        return;
-    }
-    for (errno, refusals) in [(libc::EAGAIN, 5), (libc::EACCES, 1)] {
-        let dir = TempDir::new().unwrap();
-        let (_folder, image) = image();
-        let (space, direct) = (space_in(dir.path()), direct());
-        space.create(NAME).unwrap();
-        let (tries, questions) = (Cell::new(0), Cell::new(0));
-        let (begin, next) = mpsc::channel();
-        let answer = |call: Call| {
-            if next.try_recv().is_ok() {
-                tries.set(0);
-                questions.set(0);
-            }
-            questions.set(questions.get() + u32::from(call.is_fcntl(libc::F_OFD_GETLK)));
-            tries.set(tries.get() + u32::from(call.is_fcntl(libc::F_OFD_SETLK)));
-            let refused = call.is_fcntl(libc::F_OFD_SETLK) && tries.get() <= refusals;
-            refused.then_some(errno)
-        };
-        let done = with_faults(&[libc::SYS_fcntl], answer, || {
-            for wait in [Wait::NO, Wait::FOREVER] {
-                let hold = |space: &LockSpace, mode, target: Target<'_>| {
+    alone(|| {
+        for (errno, refusals) in [(libc::EAGAIN, 5), (libc::EACCES, 1)] {
+            let dir = TempDir::new().unwrap();
+            let (_folder, image) = image();
+            let (space, direct) = (space_in(dir.path()), direct());
+            space.create(NAME).unwrap();
+            let (tries, questions) = (Cell::new(0), Cell::new(0));
+            let (begin, next) = mpsc::channel();
+            let answer = |call: Call| {
+                if next.try_recv().is_ok() {
+                    tries.set(0);
+                    questions.set(0);
+                }
+                questions.set(questions.get() + u32::from(call.is_fcntl(libc::F_OFD_GETLK)));
+                tries.set(tries.get() + u32::from(call.is_fcntl(libc::F_OFD_SETLK)));
+                let refused = call.is_fcntl(libc::F_OFD_SETLK) && tries.get() <= refusals;
+                refused.then_some(errno)
+            };
+            let done = with_faults(&[libc::SYS_fcntl], answer, || {
+                for wait in [Wait::NO, Wait::FOREVER] {
+                    let hold = |space: &LockSpace, mode, target: Target<'_>| {
+                        begin.send(()).unwrap();
+                        space.acquire(A, Request::new(mode, target), wait.clone()).unwrap()
+                    };
+                    drop(hold(&space, Mode::Exclusive, NAME.into()));
+                    drop(hold(&direct, Mode::Exclusive, Target::image(&image)));
+                    let file = open(&image);
+                    drop(hold(&direct, Mode::Exclusive, Target::opened(NAME, &file)));
+                    let mut lease = hold(&space, Mode::Shared, NAME.into());
                     begin.send(()).unwrap();
-                    space.acquire(A, Request::new(mode, target), wait.clone()).unwrap()
-                };
-                drop(hold(&space, Mode::Exclusive, NAME.into()));
-                drop(hold(&direct, Mode::Exclusive, Target::image(&image)));
-                let file = open(&image);
-                drop(hold(&direct, Mode::Exclusive, Target::opened(NAME, &file)));
-                let mut lease = hold(&space, Mode::Shared, NAME.into());
+                    lease.upgrade(wait.clone()).unwrap();
+                    begin.send(()).unwrap();
+                    lease.downgrade().unwrap();
+                }
+                // The last one, which was granted.
                 begin.send(()).unwrap();
-                lease.upgrade(wait.clone()).unwrap();
-                begin.send(()).unwrap();
-                lease.downgrade().unwrap();
-            }
-            // The last one, which was granted.
-            begin.send(()).unwrap();
-            space.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap()
-        });
-        let Some(lease) = done else { return skip_or_fail("seccomp", "no filter that asks") };
-        assert_eq!((tries.get(), questions.get()), (refusals + 1, refusals));
-        drop(lease);
-    }
+                space.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap()
+            });
+            let Some(lease) = done else { return skip_or_fail("seccomp", "no filter that asks") };
+            assert_eq!((tries.get(), questions.get()), (refusals + 1, refusals));
+            drop(lease);
+        }
+    });
 }
 
 #[test]
@@ -185,7 +159,7 @@ fn a_try_that_is_refused_for_nobodys_lock_for_ever_is_busy_with_nobody() {
     let space = space_in(dir.path());
     space.create(NAME).unwrap();
     without_locks(libc::EAGAIN, || {
-        let refused = busy(space.acquire(A, Request::exclusive(NAME), Wait::NO));
+        let refused = expect_busy(space.acquire(A, Request::exclusive(NAME), Wait::NO));
         assert_eq!((refused.outside(), refused.held()), (None, None));
     });
 }
@@ -233,25 +207,25 @@ fn a_refusal_tells_mode_bytes_and_process_of_the_lock_in_the_way() {
                 };
                 let request = |target: Target<'static>| Request::exclusive(target).range(whole);
                 hold_elsewhere(&lock_file, kind, lock, at, |pid| {
-                    check(busy(space.acquire(A, request(NAME.into()), Wait::NO)), pid);
+                    check(expect_busy(space.acquire(A, request(NAME.into()), Wait::NO)), pid);
                     let short = Wait::within(Duration::from_millis(30));
-                    check(busy(space.acquire(A, request(NAME.into()), short.clone())), pid);
+                    check(expect_busy(space.acquire(A, request(NAME.into()), short.clone())), pid);
                     let all = [request(NAME.into())];
-                    check(busy(space.acquire_all(A, all, short)), pid);
+                    check(expect_busy(space.acquire_all(A, all, short)), pid);
                     let Err(LockFileError::Busy(busy)) = space.delete(NAME) else { panic!() };
                     check(busy, pid);
                 });
                 hold_elsewhere(&image, kind, lock, at, |pid| {
                     let target = || Target::image(&image);
                     let request = Request::exclusive(target()).range(whole);
-                    check(busy(direct.acquire(A, request, Wait::NO)), pid);
+                    check(expect_busy(direct.acquire(A, request, Wait::NO)), pid);
                     let file = open(&image);
                     let request = Request::exclusive(Target::opened(NAME, &file)).range(whole);
-                    check(busy(direct.acquire(A, request, Wait::NO)), pid);
+                    check(expect_busy(direct.acquire(A, request, Wait::NO)), pid);
                     if mode == Mode::Shared {
                         let request = Request::shared(target()).range(whole).upgradable();
                         let mut lease = direct.acquire(A, request, Wait::NO).unwrap();
-                        check(busy(lease.upgrade(Wait::NO)), pid);
+                        check(expect_busy(lease.upgrade(Wait::NO)), pid);
                     }
                 });
             }
@@ -312,14 +286,14 @@ fn a_leased_file_is_busy_to_a_try_and_waited_for_by_a_wait() {
             move |wait| space.acquire(A, Request::new(mode, &name), wait)
         };
         lease_elsewhere(file, kind, |give_up| {
-            let refused = busy(acquire(Wait::NO));
+            let refused = expect_busy(acquire(Wait::NO));
             assert!(refused.is_leased() && refused.outside().is_none() && refused.held().is_none());
             assert!(refused.to_string().contains("is busy: leased by another program; asked for"));
             let short = Duration::from_millis(30);
-            let refused = busy(acquire(Wait::within(short)));
+            let refused = expect_busy(acquire(Wait::within(short)));
             assert!(refused.is_leased() && refused.waited() >= short, "{refused:?}");
             let all = [Request::new(mode, &name)];
-            assert!(busy(space.acquire_all(A, all, Wait::NO)).is_leased());
+            assert!(expect_busy(space.acquire_all(A, all, Wait::NO)).is_leased());
             let cancel = Cancel::new();
             let wait = Wait::FOREVER.unless(&cancel);
             let waiting = start({
@@ -368,7 +342,7 @@ fn a_try_does_not_wait_for_a_remover_that_was_stopped() {
                     true => direct.acquire(A, Request::exclusive(file), Wait::NO),
                     false => space.acquire(A, Request::shared(NAME).auto_create(), Wait::NO),
                 };
-                let outside = *busy(refused).outside().expect("the kernel has told");
+                let outside = *expect_busy(refused).outside().expect("the kernel has told");
                 assert_eq!((outside.mode, outside.range), (Mode::Exclusive, ByteRange::WHOLE_FILE));
                 begun.elapsed()
             });

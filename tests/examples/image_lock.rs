@@ -1,8 +1,4 @@
-//! The examples, as a user runs them: real processes, their output and their exit codes.
-//!
-//! What a process says on its standard output tells when it holds: nothing here sleeps.
-
-mod support;
+//! The example `image_lock`.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,96 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
-use tempfile::TempDir;
-
-/// The built example: `cargo test` puts it beside the folder of this test. A lone `--test examples`
-/// builds none, and would run old ones: `cargo build --examples` first, with the same features.
-fn example(name: &str) -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join("examples").join(name);
-    assert!(path.exists(), "{} is missing: `cargo build --examples`", path.display());
-    path
-}
-
-fn image_lock(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(example("image_lock"));
-    command.args(args);
-    command
-}
-
-fn who_holds(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(example("who_holds"));
-    command.args(args);
-    command
-}
-
-/// What a process said, and how it ended.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn run(mut command: Command) -> Ended {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
-}
-
-/// An `image_lock --hold` that has said that it holds. It is killed when dropped.
-struct Holding {
-    process: Child,
-    said: String,
-    _out: BufReader<ChildStdout>,
-}
-
-impl Holding {
-    fn start(command: Command) -> Self {
-        Self::start_with(command, 1)
-    }
-
-    /// One that holds so many images.
-    fn start_with(mut command: Command, images: usize) -> Self {
-        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
-        let out = BufReader::new(process.stdout.take().unwrap());
-        Self::of(process, out, images)
-    }
-
-    fn of(process: Child, mut out: BufReader<ChildStdout>, images: usize) -> Self {
-        let mut said = String::new();
-        for _ in 0..images {
-            out.read_line(&mut said).unwrap();
-        }
-        let holding = Self { process, said, _out: out };
-        let locked = holding.said.lines().filter(|line| line.starts_with("locked "));
-        assert_eq!(locked.count(), images, "it said {:?}", holding.said);
-        holding
-    }
-
-    fn pid(&self) -> u32 {
-        self.process.id()
-    }
-
-    /// What it said that it has locked, and as which file.
-    fn locked(&self) -> (&Path, &Path) {
-        let line = self.said.trim_end_matches('\n').strip_prefix("locked ").unwrap();
-        let (image, file) = line.split_once(" as ").unwrap();
-        (Path::new(image), Path::new(file))
-    }
-
-    fn kill(&mut self) {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-    }
-}
-
-impl Drop for Holding {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use crate::programs::{Holding, Home, example, image_lock, run};
+use crate::support::interop::skip_or_fail;
 
 /// An `image_lock --wait` that has said for whom it waits.
 struct Waiting {
@@ -125,49 +33,6 @@ impl Waiting {
     /// Until it says that it has locked so many images.
     fn until_it_holds(self, images: usize) -> Holding {
         Holding::of(self.process, self.out, images)
-    }
-}
-
-/// A folder with an image and a place for lock files.
-struct Home {
-    dir: TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        let home = Self { dir: tempfile::tempdir().unwrap() };
-        fs::write(home.image(), "an image").unwrap();
-        home
-    }
-
-    fn path(&self) -> PathBuf {
-        self.dir.path().canonicalize().unwrap()
-    }
-
-    fn image(&self) -> PathBuf {
-        self.path().join("a.img")
-    }
-
-    fn locks(&self) -> PathBuf {
-        self.path().join("locks")
-    }
-
-    fn lock_files(&self) -> usize {
-        fs::read_dir(self.locks()).unwrap().count()
-    }
-
-    /// `image_lock --dir LOCKS ... IMAGE`
-    fn by_directory<const N: usize>(&self, options: [&str; N]) -> Command {
-        let mut command = image_lock(["--dir"]);
-        command.arg(self.locks()).args(options).arg(self.image());
-        command
-    }
-
-    /// `image_lock --direct ... IMAGE`
-    fn directly<const N: usize>(&self, options: [&str; N]) -> Command {
-        let mut command = image_lock(["--direct"]);
-        command.args(options).arg(self.image());
-        command
     }
 }
 
@@ -447,7 +312,7 @@ fn what_cannot_be_locked_is_told_and_ends_with_1() {
 #[test]
 fn without_a_directory_a_user_gets_one_of_its_own_and_no_stranger_may_have_made_it() {
     if !rustix::process::geteuid().is_root() {
-        return support::interop::skip_or_fail("a directory of another user", "this is not root");
+        return skip_or_fail("a directory of another user", "this is not root");
     }
     // No such user needs to exist. The pid keeps it apart from other runs of this test.
     let user = 1_000_000_000 + std::process::id();
@@ -505,41 +370,4 @@ fn without_a_directory_a_user_gets_one_of_its_own_and_no_stranger_may_have_made_
         assert_eq!((refused.code, &*refused.out), (Some(1), ""), "{refused:?}");
         assert!(refused.err.contains("is not a directory of this user alone"), "{refused:?}");
     }
-}
-
-#[test]
-fn who_holds_names_every_holder_of_every_image() {
-    let home = Home::new();
-    let (image, free) = (home.image(), home.path().join("free.img"));
-    fs::write(&free, "").unwrap();
-    let first = Holding::start(home.directly(["--shared", "--hold", "600"]));
-    let second = Holding::start(home.directly(["--shared", "--hold", "600"]));
-
-    let told = run(who_holds([&image, &free]));
-    assert_eq!((told.code, &*told.err), (Some(0), ""), "{told:?}");
-    let lines: Vec<_> = told.out.lines().collect();
-    assert_eq!(lines.len(), 4, "{}", told.out);
-    assert_eq!(lines[0], format!("{image:?}:"));
-    for holder in [&first, &second] {
-        let line = format!("  pid {} \"image_lock\" (shared, byte 0, OFD lock)", holder.pid());
-        assert!(lines[1..3].contains(&&*line), "no {line:?} in:\n{}", told.out);
-    }
-    assert_eq!(lines[3], format!("{free:?}: no holders"));
-
-    drop((first, second));
-    let told = run(who_holds([&image]));
-    assert_eq!((told.code, told.out), (Some(0), format!("{image:?}: no holders\n")));
-}
-
-#[test]
-fn who_holds_goes_on_after_an_image_that_it_cannot_find() {
-    let home = Home::new();
-    let (image, missing) = (home.image(), home.path().join("missing.img"));
-    let told = run(who_holds([&missing, &image]));
-    assert_eq!((told.code, told.out), (Some(1), format!("{image:?}: no holders\n")));
-    assert!(told.err.contains(&format!("{missing:?}: ")) && told.err.lines().count() == 1);
-
-    let usage = run(who_holds([""; 0]));
-    assert_eq!((usage.code, &*usage.out), (Some(2), ""));
-    assert!(usage.err.starts_with("Usage: who_holds "));
 }
