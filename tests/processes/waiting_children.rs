@@ -1,6 +1,5 @@
 //! Children of a process that waits, or has waited, can wait themselves.
 
-use std::path::Path;
 use std::thread;
 
 use crate::support::alone::alone;
@@ -15,11 +14,14 @@ fn wait_for_disk(space: &LockSpace, owner: OwnerId) -> Lease {
     space.acquire(owner, Request::exclusive("disk").auto_create(), Wait::within(LONG)).unwrap()
 }
 
-/// In children of this process, threads wait for each other and for those of the other children.
-fn wait_in_children(dir: &Path, threads: u64) {
+/// In children of this process, threads wait for each other and for helpers. Each child has a
+/// directory of its own: what they wait for is not each other's turn, which can take long on a busy
+/// machine, and shows less.
+fn wait_in_children(threads: u64) {
     let children = [(); 4].map(|()| {
         fork(|| {
-            let space = space_in(dir);
+            let dir = folder_in_memory();
+            let space = space_in(dir.path());
             let wait_again_and_again = |owner| {
                 for _ in 0..400 / threads {
                     let lease = wait_for_disk(&space, owner);
@@ -47,9 +49,9 @@ fn children_can_wait_although_a_helper_of_their_parent_sleeps() {
     alone(|| {
         let dir = folder_in_memory();
         let space = space_in(dir.path());
-        for _ in 0..30 {
+        for _ in 0..10 {
             drop(wait_for_disk(&space, A));
-            wait_in_children(dir.path(), 1);
+            wait_in_children(1);
         }
     });
 }
@@ -59,8 +61,8 @@ fn children_can_wait_although_a_helper_of_their_parent_sleeps() {
 #[test]
 fn children_can_wait_although_threads_of_their_parent_wait() {
     alone(|| {
-        let (dir, other) = (folder_in_memory(), folder_in_memory());
-        let (frozen, held) = (space_in(other.path()), space_in(other.path()));
+        let dir = folder_in_memory();
+        let (frozen, held) = (space_in(dir.path()), space_in(dir.path()));
         let snapshot = lockspace::snapshot::Snapshot::take([&frozen]).unwrap();
         let lease = wait_for_disk(&held, B);
         let cancel = lockspace::Cancel::new();
@@ -70,8 +72,8 @@ fn children_can_wait_although_threads_of_their_parent_wait() {
             let acquire = move || space.acquire(OwnerId::new(owner), request, wait).map(drop);
             crate::support::waits::start(acquire).sleeps()
         });
-        for _ in 0..10 {
-            wait_in_children(dir.path(), 4);
+        for _ in 0..30 {
+            wait_in_children(4);
         }
         cancel.cancel();
         drop((lease, snapshot));

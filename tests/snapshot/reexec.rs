@@ -1,7 +1,6 @@
 //! Locks are never gone through an exec: beside a rival, after a hundred programs, from a busy process.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -9,38 +8,11 @@ use std::time::Duration;
 
 use crate::generations::{Role, role, run, start, the_end, wait_for};
 use crate::support::alone::alone;
-use crate::support::forked::{Forked, fork, shared_memory};
-use crate::support::locks::{Kind, Lock, is_free_for_others, open, set_lock};
+use crate::support::locks::{Rival, is_free_for_others};
 use crate::support::process::allow_descriptors;
 use crate::support::spaces::{A, B};
 use lockspace::{LockSpace, Naming, Request, Wait};
 use serde_json::{Value, json};
-
-/// A child that tries all of the files without pause, until it is dropped: how often it tried, and
-/// how often it was not refused.
-struct Rival {
-    _child: Forked,
-    counts: &'static [AtomicU64; 2],
-}
-
-fn rival(files: &[PathBuf]) -> Rival {
-    let counts = shared_memory::<2>();
-    let child = fork(|| {
-        // The files stay open: what is asked is whether the locks on them are ever gone.
-        let opened: Vec<_> = files.iter().map(open).collect();
-        loop {
-            for kind in [Kind::Ofd, Kind::Record] {
-                for file in &opened {
-                    // Only an exclusive lock refuses a shared one: nothing is easier to get.
-                    let got = set_lock(file, kind, Lock::Shared, 0, 1).unwrap();
-                    counts[0].fetch_add(1, Ordering::Relaxed);
-                    counts[1].fetch_add(u64::from(got), Ordering::Relaxed);
-                }
-            }
-        }
-    });
-    Rival { _child: child, counts }
-}
 
 const LOCKS: usize = 1000;
 
@@ -62,12 +34,10 @@ fn beside_a_rival_of_a_thousand_locks() {
     let process = start(folder.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let process = process.unwrap();
     wait_for(&ready);
-    let rival = rival(&files);
+    let rival = Rival::start(&files);
     fs::write(go, "").unwrap();
-    let [tries, taken] = rival.counts;
     wait_for(&folder.path().join("done"));
-    let (tries, taken) = (tries.load(Ordering::Relaxed), taken.load(Ordering::Relaxed));
-    drop(rival);
+    let (tries, taken) = rival.end();
     fs::write(folder.path().join("end"), "").unwrap();
     let output = process.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);

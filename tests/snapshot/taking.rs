@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use crate::support::alone::alone;
 use crate::support::forked::fork;
-use crate::support::hung_fs::HungFs;
-use crate::support::interop::skip_or_fail;
+use crate::support::hung_fs::hung_fs;
 use crate::support::locks::is_free_for_others;
-use crate::support::spaces::{A, B, expect_frozen, hold_as, space_in};
+use crate::support::spaces::{A, B, expect_cancelled, expect_frozen, hold_as, space_in, wait_for};
 use crate::support::waits::eventually;
 use lockspace::snapshot::{Snapshot, SnapshotError};
-use lockspace::{AcquireError, LockSpace, Mode, Naming, Request, Wait};
+use lockspace::{Cancel, LockSpace, Mode, Naming, Request, Wait};
 use serde_json::json;
 
 #[test]
@@ -51,10 +50,7 @@ fn a_forked_child_takes_none_and_thaws_nothing() {
 #[test]
 fn it_waits_for_a_thread_that_is_acquiring() {
     alone(|| {
-        let hung = match HungFs::mount() {
-            Ok(hung) => hung,
-            Err(why) => return skip_or_fail("a FUSE file system", &why),
-        };
+        let Some(hung) = hung_fs() else { return };
         let space = LockSpace::open(Naming::direct()).unwrap();
         let path = hung.path().join("a.raw");
         let acquiring = thread::spawn({
@@ -88,16 +84,16 @@ fn it_waits_for_a_thread_that_is_acquiring() {
 #[test]
 fn it_is_refused_while_a_file_system_gives_no_answer_to_nobody() {
     alone(|| {
-        let hung = match HungFs::mount() {
-            Ok(hung) => hung,
-            Err(why) => return skip_or_fail("a FUSE file system", &why),
-        };
+        let Some(hung) = hung_fs() else { return };
         let dir = tempfile::tempdir().unwrap();
         let (other, space) = (space_in(dir.path()), LockSpace::open(Naming::direct()).unwrap());
         let path = hung.path().join("a.raw");
-        let soon = Wait::within(Duration::from_millis(50));
-        let stuck = space.acquire(A, Request::exclusive(&path), soon);
-        assert!(matches!(stuck, Err(AcquireError::Unresponsive { .. })), "{stuck:?}");
+        let cancel = Cancel::new();
+        let waiting = wait_for(&space, A, Mode::Exclusive, &path, Wait::FOREVER.unless(&cancel));
+        // The file system has been asked, and is to answer nobody.
+        hung.wait_for_open(1);
+        cancel.cancel();
+        expect_cancelled(waiting.join(), &path);
         match Snapshot::take([&other, &space]) {
             Err(SnapshotError::Unresponsive { name }) => assert_eq!(name, path),
             other => panic!("not refused: {other:?}"),

@@ -5,11 +5,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lockspace::Mode;
 
-use super::forked::{ask_child, exit_now, fork};
+use super::forked::{Forked, ask_child, exit_now, fork, shared_memory};
 
 /// Whose a lock is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,4 +161,43 @@ pub(crate) fn held_at(path: &Path, at: i64) -> Option<Mode> {
 #[track_caller]
 pub(crate) fn held(path: &Path) -> Option<Mode> {
     held_at(path, 0)
+}
+
+/// A child that tries to lock each of some files without pause, until it is ended.
+#[derive(Debug)]
+pub(crate) struct Rival {
+    _child: Forked,
+    /// How often it tried, and how often it was not refused.
+    counts: &'static [AtomicU64; 2],
+}
+
+impl Rival {
+    pub(crate) fn start(files: &[PathBuf]) -> Self {
+        let counts = shared_memory::<2>();
+        let child = fork(|| {
+            // The files stay open: what is asked is whether the locks on them are ever gone.
+            let opened: Vec<_> = files.iter().map(open).collect();
+            loop {
+                for kind in [Kind::Ofd, Kind::Record] {
+                    for file in &opened {
+                        // Only an exclusive lock refuses a shared one: nothing is easier to get.
+                        let got = set_lock(file, kind, Lock::Shared, 0, 1).unwrap();
+                        counts[0].fetch_add(1, Ordering::Relaxed);
+                        counts[1].fetch_add(u64::from(got), Ordering::Relaxed);
+                    }
+                }
+            }
+        });
+        Self { _child: child, counts }
+    }
+
+    /// How often it has tried until now.
+    pub(crate) fn tries(&self) -> u64 {
+        self.counts[0].load(Ordering::Relaxed)
+    }
+
+    /// How often it tried, and how often it was not refused.
+    pub(crate) fn end(self) -> (u64, u64) {
+        (self.tries(), self.counts[1].load(Ordering::Relaxed))
+    }
 }

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -42,6 +42,20 @@ pub(crate) fn descriptors_of(what: &str) -> Vec<String> {
         link.contains(what).then(|| entry.file_name().into_string().unwrap())
     });
     links.collect()
+}
+
+/// The numbers of this process's descriptors of the file that has this name.
+pub(crate) fn descriptors_to(path: &Path) -> Vec<RawFd> {
+    let path = path.canonicalize().expect("it is there");
+    let entries = fs::read_dir("/proc/thread-self/fd").expect("/proc is mounted").flatten();
+    let found = entries.filter(|entry| fs::read_link(entry.path()).is_ok_and(|to| to == path));
+    found.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap()).collect()
+}
+
+/// A descriptor that is open, by its number. Whoever owns it keeps it open while this is used.
+pub(crate) fn borrowed(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: says the caller.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 /// The descriptors of this process that lead into a folder.
@@ -167,6 +181,19 @@ pub(crate) fn forbid_inotify() -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
-    // The namespace's own limit. The one of the user is left as it is, and so are its instances.
-    fs::write("/proc/sys/user/max_inotify_instances", "0")
+    limit_inotify(0)
+}
+
+/// The limit of the process's own user namespace; the one of its user is left as it is, and so are
+/// that user's instances.
+pub(crate) fn limit_inotify(instances: u32) -> io::Result<()> {
+    fs::write("/proc/sys/user/max_inotify_instances", instances.to_string())
+}
+
+/// How many bytes of memory this process has written to.
+pub(crate) fn memory() -> usize {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")).expect("kilobytes");
+    kilobytes.parse::<usize>().expect("a number") * 1024
 }

@@ -6,9 +6,11 @@ use std::fs;
 use std::path::Path;
 
 use crate::support::forked::in_child;
+use crate::support::locks::held;
 use crate::support::process::open_numbers;
-use crate::support::spaces::{A, B, busy, granted, is_empty};
-use lockspace::{LockFileError, LockSpace, Naming, Origin, Request};
+use crate::support::spaces::{A, B, busy, direct, granted, is_empty, space_in};
+use crate::support::waits::LONG;
+use lockspace::{LockFileError, LockSpace, Mode, Naming, Origin, Request, Target, Wait};
 
 #[test]
 fn in_memory_a_resource_has_no_file_anywhere() {
@@ -76,4 +78,34 @@ fn by_sha256_a_lock_file_has_the_name_that_sha256sum_prints() {
     // printf %s /img/a.qcow2 | sha256sum
     let hash = "702c8ea5a72e95021434919a4e49fe0b2b5473d8c7f3a3e0bfe2c7e668c00596";
     assert_eq!(file_of(|dir| Naming::sha256(dir), "/img/a.qcow2"), hash);
+}
+
+/// Up to the longest path that the kernel takes.
+#[test]
+fn a_long_path_is_locked_as_any_other() {
+    let dir = tempfile::tempdir().unwrap();
+    for length in [300, 319, 320, 321, 1000, 4095] {
+        let mut folder = dir.path().canonicalize().unwrap();
+        // With the name, and the slash before it; each folder takes a slash and a letter or more.
+        while let missing @ 1.. = length - 2 - folder.as_os_str().len() {
+            folder.push("f".repeat(if missing > 240 { 200 } else { missing - 1 }));
+        }
+        fs::create_dir_all(&folder).unwrap();
+        let image = folder.join("a");
+        assert_eq!(image.as_os_str().len(), length);
+        fs::write(&image, "").unwrap();
+        for (space, name) in [(direct(), &*image), (space_in(&folder), Path::new("a"))] {
+            for wait in [Wait::NO, Wait::within(LONG)] {
+                let lease = space.acquire(A, Request::exclusive(name), wait).unwrap();
+                assert_eq!(lease.path(), image);
+                lease.verify().unwrap();
+                assert_eq!(held(&image), Some(Mode::Exclusive));
+            }
+        }
+        let locks = tempfile::tempdir().unwrap();
+        let space = LockSpace::open(Naming::md5(locks.path())).unwrap();
+        let lease = granted(&space, A, Request::exclusive(Target::image(&image)).auto_create());
+        assert_eq!(lease.name(), image.as_os_str());
+        lease.release().unwrap();
+    }
 }

@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{BorrowedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::support::forked::fork;
 use crate::support::locks::{Kind, Lock, set_lock};
+use crate::support::process::{borrowed, descriptors_to};
 use crate::support::spaces::{A, hold, space_in};
 use lockspace::{LockSpace, Naming, Request, VerifyError, Wait};
 use tempfile::TempDir;
@@ -45,25 +45,14 @@ fn verify_finds_a_file_that_is_renamed_replaced_or_unlinked() {
     }
 }
 
-/// The descriptor of this process that is open on `path`.
-fn descriptor_of(path: &Path) -> RawFd {
-    let path = path.canonicalize().unwrap();
-    let found = fs::read_dir("/proc/self/fd")
-        .unwrap()
-        .flatten()
-        .find(|entry| fs::read_link(entry.path()).is_ok_and(|to: PathBuf| to == path));
-    found.expect("it is open").file_name().to_str().unwrap().parse().unwrap()
-}
-
 #[test]
-#[allow(unsafe_code, reason = "no safe way leads to a lease's descriptor")]
 fn verify_finds_a_lock_that_a_child_took_away() {
     let dir = TempDir::new().unwrap();
     let space = space_in(dir.path());
     let lease = hold(&space, "a");
-    let number = descriptor_of(lease.path());
-    // SAFETY: the lease keeps it open; the child has it too.
-    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    // The lease keeps it open; the child has it too.
+    let [number] = descriptors_to(lease.path())[..] else { panic!("it is open once") };
+    let fd = borrowed(number);
     fork(|| assert!(set_lock(fd, Kind::Ofd, Lock::No, 0, 0).unwrap())).join();
     match lease.verify() {
         Err(VerifyError::Unlocked { name, path }) => {

@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use crate::support::spaces::{A, B, C, NAME, Room, expect_busy, expect_cancelled};
+use crate::support::alone::alone;
+use crate::support::process::memory;
+use crate::support::spaces::{A, B, C, NAME, Room, auto, expect_busy, expect_cancelled, names_in};
+use crate::support::waits::LONG;
 use crate::ways::{SHORT, in_each_way, long_waits};
 use lockspace::{Cancel, Mode, OwnerId, Request, Wait};
 
@@ -86,5 +89,59 @@ fn release_owner_cancels_that_owners_waits_only() {
         // A wait that begins later is not concerned.
         let wait = Wait::within(SHORT);
         assert_eq!(expect_busy(room.space.acquire(B, Request::exclusive(NAME), wait)).held(), mode);
+    });
+}
+
+#[test]
+fn several_that_were_cancelled_before_end_at_once_and_take_nothing() {
+    let cancel = Cancel::new();
+    cancel.cancel();
+    for (_, wait) in long_waits().into_iter().chain([("no", Wait::NO)]) {
+        for room in Room::both() {
+            let requests = [Request::exclusive(NAME), auto("other")];
+            let refused = room.space.acquire_all(B, requests, wait.clone().unless(&cancel));
+            expect_cancelled(refused, NAME);
+            assert_eq!(room.space.list(), []);
+            if room.dir.is_some() {
+                assert_eq!(names_in(room.dir()), [NAME], "it has made a lock file");
+            }
+            room.is_as_new();
+        }
+    }
+}
+
+#[test]
+fn an_upgrade_that_was_cancelled_before_ends_at_once_and_keeps_the_shared_hold() {
+    let cancel = Cancel::new();
+    cancel.cancel();
+    for (_, wait) in long_waits().into_iter().chain([("no", Wait::NO)]) {
+        for room in Room::both() {
+            let mut lease = room.hold(A, Mode::Shared);
+            expect_cancelled(lease.upgrade(wait.clone().unless(&cancel)), NAME);
+            assert_eq!(lease.mode(), Mode::Shared);
+            room.is_held(Mode::Shared);
+            lease.verify().unwrap();
+            // Nobody is kept out for its sake.
+            drop(room.hold(B, Mode::Shared));
+        }
+    }
+}
+
+/// A daemon has one for as long as it lives.
+#[test]
+fn a_cancel_does_not_grow_with_the_waits_that_are_over() {
+    alone(|| {
+        let (room, cancel) = (Room::in_memory(), Cancel::new());
+        let waits = |many| {
+            for _ in 0..many {
+                let wait = Wait::within(LONG).unless(&cancel);
+                drop(room.space.acquire(A, Request::exclusive(NAME), wait).unwrap());
+            }
+        };
+        waits(1_000);
+        let before = memory();
+        waits(100_000);
+        let grown = memory().saturating_sub(before);
+        assert!(grown < 1 << 20, "{grown} bytes");
     });
 }

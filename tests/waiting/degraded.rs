@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use crate::support::alone::alone;
 use crate::support::forked::{in_child, refuse_system_calls};
 use crate::support::interop::skip_or_fail;
-use crate::support::process::{descriptors_of, forbid_inotify};
-use crate::support::spaces::{A, B, NAME, auto, expect_cancelled, space_in};
+use crate::support::process::{descriptors_of, forbid_inotify, limit_inotify, watches};
+use crate::support::spaces::{A, B, NAME, auto, expect_cancelled, hold, space_in};
 use crate::support::waits::{LONG, start};
 use lockspace::{AcquireError, Cancel, Request, Wait};
 use rustix::fs::inotify;
@@ -53,6 +53,28 @@ fn without_inotify_the_results_are_the_same() {
         drop(lease);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
         assert_eq!(descriptors_of("inotify").len(), 0, "there was one to be had");
+    });
+}
+
+#[test]
+fn who_waits_once_inotify_can_be_had_again_watches() {
+    without_inotify(|| {
+        let dir = TempDir::new().unwrap();
+        let (space, other) = (space_in(dir.path()), space_in(dir.path()));
+        let acquire = || {
+            let space = space.clone();
+            start(move || space.acquire(B, auto(NAME), Wait::within(LONG)).map(drop))
+        };
+        let lease = hold(&other, NAME);
+        let waiting = acquire().sleeps_for_others();
+        drop(lease);
+        waiting.join().unwrap();
+        limit_inotify(8).unwrap();
+        let lease = hold(&other, NAME);
+        let waiting = acquire().watches();
+        assert_eq!((watches(), descriptors_of("inotify").len()), (1, 1));
+        drop(lease);
+        waiting.join().unwrap();
     });
 }
 

@@ -16,7 +16,7 @@ use crate::support::locks::{held, is_free_for_others};
 use crate::support::process::open_below;
 use crate::support::spaces::{A, B, C, direct, expect_cancelled, expect_stuck, wait_for};
 use crate::support::waits::{LONG, eventually, start};
-use crate::ways::{ANSWER, SHORT, held_in, leaked_space, promptly, shortly};
+use crate::ways::{SHORT, at_its_deadline, held_in, leaked_space};
 use lockspace::{AcquireError, Cancel, LockSpace, Mode, Naming, Request, Wait};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use tempfile::TempDir;
@@ -76,7 +76,8 @@ fn whoever_waits_goes_at_its_deadline_where_a_scanner_does_not_let_it_open() {
             Ok(scanner) => scanner,
             Err(error) => return skip_or_fail("fanotify", &error.to_string()),
         };
-        let refused = promptly(&space, name, move |space, name| acquire(space, name, shortly()));
+        let refused =
+            at_its_deadline(&space, name, move |space, name, wait| acquire(space, name, wait));
         assert!(matches!(refused, Err(AcquireError::Unresponsive { .. })), "{refused:?}");
         drop(scanner);
         // What the helper was given late is given back.
@@ -96,8 +97,8 @@ fn a_wait_goes_at_its_deadline_though_what_is_mounted_on_its_lock_file_hangs() {
             return skip_or_fail("a bind mount", &errno.to_string());
         }
         let _mounted = Mounted(&lock_file);
-        let given_up = promptly(&space, &lock_file, |space, _| {
-            space.acquire(A, Request::exclusive("disk"), shortly()).unwrap_err()
+        let given_up = at_its_deadline(&space, &lock_file, |space, _, wait| {
+            space.acquire(A, Request::exclusive("disk"), wait).unwrap_err()
         });
         assert!(matches!(given_up, AcquireError::Unresponsive { .. }), "{given_up}");
     });
@@ -131,8 +132,7 @@ fn a_wait_goes_at_its_deadline_whichever_question_for_attributes_hangs() {
             let Some(hung) = answering_fs() else { return };
             let (_, space, path) = held_in(&hung, Mode::Exclusive);
             hung.hang_attributes(answered);
-            let error = promptly(space, &path, |space, path| {
-                let wait = Wait::within(Duration::from_millis(150));
+            let error = at_its_deadline(space, &path, |space, path, wait| {
                 space.acquire(B, Request::exclusive(path), wait).unwrap_err()
             });
             let known = matches!(error, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
@@ -156,8 +156,8 @@ fn a_wait_goes_at_its_deadline_wherever_on_the_way_to_a_local_file_it_hangs() {
             let _mounted = MountedIn(&hung, &path);
             let (_, space, _) = held_in(&hung, Mode::Exclusive);
             hung.hang_names(let_through);
-            let error = promptly(space, &path, |space, path| {
-                space.acquire(B, Request::exclusive(path), shortly()).unwrap_err()
+            let error = at_its_deadline(space, &path, |space, path, wait| {
+                space.acquire(B, Request::exclusive(path), wait).unwrap_err()
             });
             let known = matches!(error, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
             assert!(known, "after {let_through}: {error}");
@@ -174,9 +174,9 @@ fn a_waiting_upgrade_goes_at_its_deadline_whichever_question_for_attributes_hang
             let request = Request::shared(&path).upgradable();
             let lease = space.acquire(B, request, Wait::NO).unwrap();
             hung.hang_attributes(answered);
-            let refused = promptly(space, &path, |_, _| {
+            let refused = at_its_deadline(space, &path, |_, _, wait| {
                 let mut lease = lease;
-                let refused = lease.upgrade(Wait::within(Duration::from_millis(150))).unwrap_err();
+                let refused = lease.upgrade(wait).unwrap_err();
                 lease.keep();
                 refused
             });
@@ -191,8 +191,8 @@ fn a_wait_goes_at_its_deadline_though_the_close_of_what_it_waited_for_hangs() {
         let Some(hung) = answering_fs() else { return };
         let (_, space, path) = held_in(&hung, Mode::Exclusive);
         hung.hang_closes();
-        let refused = promptly(space, &path, |space, path| {
-            space.acquire(B, Request::exclusive(path), shortly()).unwrap_err()
+        let refused = at_its_deadline(space, &path, |space, path, wait| {
+            space.acquire(B, Request::exclusive(path), wait).unwrap_err()
         });
         assert!(matches!(refused, AcquireError::Busy(_)), "{refused}");
         // By a helper.
@@ -206,8 +206,8 @@ fn several_are_waited_for_no_longer_though_the_close_of_one_that_is_held_hangs()
         let Some(hung) = answering_fs() else { return };
         let (_, space, path) = held_in(&hung, Mode::Exclusive);
         hung.hang_closes();
-        let refused = promptly(space, &path, |space, path| {
-            space.acquire_all(B, [Request::exclusive(path)], shortly()).unwrap_err()
+        let refused = at_its_deadline(space, &path, |space, path, wait| {
+            space.acquire_all(B, [Request::exclusive(path)], wait).unwrap_err()
         });
         // Behind the close, nothing more is told of it.
         let known = matches!(refused, AcquireError::Unresponsive { .. } | AcquireError::Busy(_));
@@ -228,11 +228,11 @@ fn several_are_waited_for_no_longer_though_to_give_back_one_of_them_hangs() {
         fs::write(&held, "").unwrap();
         let held_there = holder.acquire(A, Request::exclusive(&held), Wait::NO).unwrap();
         hung.hang_closes();
-        let refused = promptly(space, &ours, {
+        let refused = at_its_deadline(space, &ours, {
             let (free, held) = (free.clone(), held.clone());
-            move |space, ours| {
+            move |space, ours, wait| {
                 let all = [ours, &free, &held].map(Request::exclusive);
-                space.acquire_all(B, all, shortly()).unwrap_err()
+                space.acquire_all(B, all, wait).unwrap_err()
             }
         });
         assert!(matches!(refused, AcquireError::Busy(_)), "{refused}");
@@ -254,11 +254,9 @@ fn acquire_all_returns_at_its_deadline_where_the_try_of_another_thread_is_stuck(
         let (space, path) = (direct(), hung.path().join("a.raw"));
         let first = wait_for(&space, A, Mode::Shared, &path, Wait::NO);
         hung.wait_for_open(1);
-        let (clone, path) = (space.clone(), path.clone());
-        let second = start(move || {
-            clone.acquire_all(B, [Request::shared(&path)], Wait::within(ANSWER)).map(drop)
+        let result = at_its_deadline(&space, &path, |space, path, wait| {
+            space.acquire_all(B, [Request::shared(path)], wait).map(drop)
         });
-        let result = second.join();
         assert!(matches!(result, Err(AcquireError::Unresponsive { .. })), "{result:?}");
         hung.answer_all();
         drop(first.join().unwrap());

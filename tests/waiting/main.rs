@@ -18,5 +18,6 @@ mod queue;
 #[path = "../support/mod.rs"]
 mod support;
 mod under_fire;
+mod wake_ups;
 mod watches;
 mod ways;

@@ -3,7 +3,9 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::support::spaces::{A, B, C, NAME, Room, expect_busy, in_memory, wait_for};
+use crate::support::spaces::{
+    A, B, BOTH, C, NAME, Room, expect_busy, in_memory, space_in, wait_for,
+};
 use crate::support::waits::{LONG, Waiting, start};
 use lockspace::{AcquireError, Mode, OwnerId, Request, Wait};
 
@@ -130,4 +132,26 @@ fn a_downgrade_in_memory_lets_a_shared_wait_in() {
     let waiting = wait_for(&space, B, Mode::Shared, NAME, Wait::FOREVER).sleeps();
     first.downgrade().unwrap();
     assert_eq!(waiting.join().unwrap().mode(), Mode::Shared);
+}
+
+/// It is the other space that holds it: who waits in front has nothing yet.
+#[test]
+fn who_is_refused_behind_a_waiter_is_not_told_that_that_one_holds() {
+    let room = Room::on_disk();
+    let other = space_in(room.dir());
+    let lease = other.acquire(A, Request::exclusive(NAME), Wait::NO).unwrap();
+    let waiting = room.start(B, Mode::Exclusive, Wait::FOREVER).watches();
+    for mode in BOTH {
+        for wait in [Wait::NO, Wait::within(Duration::from_millis(20))] {
+            let refused = room.space.acquire(C, Request::new(mode, NAME), wait);
+            let refused = expect_busy(refused);
+            assert_eq!(refused.held(), None, "{refused}");
+            assert!(refused.owners().is_empty(), "{refused}");
+        }
+    }
+    let holders = room.space.holders(NAME).unwrap();
+    assert_eq!(holders.len(), 1, "{holders:?}");
+    drop(lease);
+    drop(waiting.join().unwrap());
+    room.is_as_new();
 }

@@ -53,9 +53,15 @@ pub(crate) fn leaked_space() -> &'static LockSpace {
     Box::leak(Box::new(LockSpace::open(Naming::direct()).unwrap()))
 }
 
-/// A wait that is over soon, but long enough for what does not hang, also on a busy machine.
+/// Soon over, but long enough for what does not hang, also on a busy machine.
+const SOON: Duration = Duration::from_millis(300);
+
+/// What is later than its deadline by this waits for something else. A busy machine is late by some
+/// hundredths of it.
+const LATE: Duration = Duration::from_secs(3);
+
 pub(crate) fn shortly() -> Wait {
-    Wait::within(Duration::from_millis(300))
+    Wait::within(SOON)
 }
 
 /// Runs `body` in a thread of its own, so that the test fails, and does not hang, if it never
@@ -73,6 +79,23 @@ pub(crate) fn promptly<T: Send + 'static>(
         Ok(result) => result,
         Err(error) => panic!("it is stuck, or has panicked: {error}"),
     }
+}
+
+/// The same with a wait. Fails unless it returns when that is over, and not before.
+#[track_caller]
+pub(crate) fn at_its_deadline<T: Send + 'static>(
+    space: &LockSpace,
+    path: &Path,
+    body: impl FnOnce(&LockSpace, &Path, Wait) -> T + Send + 'static,
+) -> T {
+    let (result, took) = promptly(space, path, |space, path| {
+        let started = Instant::now();
+        let result = body(space, path, Wait::within(SOON));
+        (result, started.elapsed())
+    });
+    assert!(took >= SOON, "early: {took:?} of {SOON:?}");
+    assert!(took < SOON + LATE, "late: {took:?} of {SOON:?}");
+    result
 }
 
 /// A space that holds `name` in `hung`; another, whose requests it refuses; and the path.
