@@ -23,11 +23,8 @@ use lockspace::{
 use tempfile::TempDir;
 
 const ME: OwnerId = OwnerId::new(1);
-
 const OTHER: OwnerId = OwnerId::new(2);
-
 const CONTAINER: &str = "lockspace-test";
-
 const LOCK: &str = ".lockspace-test";
 
 fn lxc_naming(dir: impl Into<PathBuf>) -> Builder {

@@ -10,6 +10,7 @@ use crate::support::forked::{Forked, Gate, fork, shared_memory};
 use crate::support::interop::skip_or_fail;
 use crate::support::locks::{Kind, Lock, set_lock};
 use crate::support::random::Random;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{is_empty, space_in};
 use lockspace::{AcquireError, Lease, LockSpace, Mode, OwnerId, Request, Wait};
 use tempfile::TempDir;
@@ -25,11 +26,7 @@ const PROCESSES: usize = 8;
 /// Each process reports after this many cycles, and the parent ends all after this many reports:
 /// 40,000 cycles, without those of the processes that were killed before their report.
 const CYCLES: u64 = 250;
-
 const REPORTS: u64 = 160;
-
-/// At every second report, the parent kills one.
-const KILLS: u64 = REPORTS / 2;
 
 /// What a slot says of its process.
 ///
@@ -38,22 +35,15 @@ const KILLS: u64 = REPORTS / 2;
 /// in the same number before that, and clears both only after the process is gone. So a bit
 /// without `DOOMED` is always the truth, whoever looks, and whenever.
 const EXCLUSIVE: u64 = 1;
-
 const SHARED: u64 = 2;
-
 const DOOMED: u64 = 4;
 
 // Behind the slots.
 const STOP: usize = PROCESSES;
-
 const STALE: usize = PROCESSES + 1;
-
 const BUSY: usize = PROCESSES + 2;
-
 const HELD_EXCLUSIVE: usize = PROCESSES + 3;
-
 const HELD_SHARED: usize = PROCESSES + 4;
-
 const HELD_TWICE: usize = PROCESSES + 5;
 
 type Memory = [AtomicU64; PROCESSES + 6];
@@ -116,8 +106,9 @@ fn create_and_unlink_under_fire(dir: &Path) {
     };
     let mut processes: Vec<Forked> = (0..PROCESSES).map(&mut start).collect();
     let mut random = Random(0xdead);
-    for report in 0..REPORTS {
+    for report in 0..rounds(REPORTS) {
         reported.wait();
+        // At every second report, one is killed.
         if report % 2 == 1 {
             let victim = random.below(PROCESSES as u64) as usize;
             memory[victim].fetch_or(DOOMED, SeqCst);
@@ -132,8 +123,9 @@ fn create_and_unlink_under_fire(dir: &Path) {
     let [stale, busy, exclusive, shared, twice] =
         [STALE, BUSY, HELD_EXCLUSIVE, HELD_SHARED, HELD_TWICE]
             .map(|what| memory[what].load(SeqCst));
+    let killed = rounds(REPORTS) / 2;
     println!(
-        "{exclusive} exclusive and {shared} shared holds, {busy} refusals, {stale} stale retries, {KILLS} killed"
+        "{exclusive} exclusive and {shared} shared holds, {busy} refusals, {stale} stale retries, {killed} killed"
     );
     assert_eq!(twice, 0, "held twice");
     assert!(exclusive > 0 && shared > 0);
@@ -230,7 +222,7 @@ fn a_lock_on_a_file_that_has_lost_its_name_keeps_nobody_out() {
 /// Both must not fail to become exclusive because of the other.
 #[test]
 fn two_last_shared_holders_that_release_at_once_leave_no_file() {
-    const ROUNDS: u64 = 3_000;
+    let rounds = rounds(3_000);
     let dir = TempDir::new().unwrap();
     let memory: &[AtomicU64; 3] = shared_memory();
     let partner = |me: usize| {
@@ -242,7 +234,7 @@ fn two_last_shared_holders_that_release_at_once_leave_no_file() {
             }
         };
         let space = space_in(dir.path());
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let lease = acquire(&space, Mode::Shared).unwrap();
             meet(3 * round + 1);
             lease.release().unwrap();

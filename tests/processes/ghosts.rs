@@ -8,6 +8,7 @@ use std::thread;
 
 use crate::support::forked::{Gate, fork};
 use crate::support::locks::is_free_for_others;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{A, B, folder_in_memory, hold, space_in};
 use lockspace::{ByteRange, LockSpace, Mode, Naming, Request, Wait};
 
@@ -24,14 +25,15 @@ fn cycles_beside_commands(space: &LockSpace, request: &Request<'_>) {
         };
         scope.spawn(spawn);
         scope.spawn(spawn);
-        let ghost =
-            (0..100_000).find_map(|cycle| match space.acquire(A, request.clone(), Wait::NO) {
+        let ghost = (0..rounds(100_000)).find_map(|cycle| {
+            match space.acquire(A, request.clone(), Wait::NO) {
                 Ok(lease) => {
                     drop(lease);
                     None
                 }
                 Err(error) => Some(format!("{error}, in cycle {cycle}")),
-            });
+            }
+        });
         done.store(true, Ordering::Relaxed);
         assert_eq!(ghost, None);
     });

@@ -23,9 +23,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 /// A lock to ask for, as the helper's first argument writes it.
 const RECORD: &str = "record";
-
 const OFD: &str = "ofd";
-
 const OFD_SHARED: &str = "ofd shared";
 
 /// Asks, and waits where it is refused.

@@ -4,6 +4,7 @@ use std::thread;
 
 use crate::support::alone::alone;
 use crate::support::forked::{Forked, fork};
+use crate::support::rounds::rounds;
 #[cfg(feature = "snapshot")]
 use crate::support::spaces::B;
 use crate::support::spaces::{A, folder_in_memory, space_in};
@@ -49,7 +50,7 @@ fn children_can_wait_although_a_helper_of_their_parent_sleeps() {
     alone(|| {
         let dir = folder_in_memory();
         let space = space_in(dir.path());
-        for _ in 0..10 {
+        for _ in 0..rounds(10) {
             drop(wait_for_disk(&space, A));
             wait_in_children(1);
         }
@@ -72,7 +73,7 @@ fn children_can_wait_although_threads_of_their_parent_wait() {
             let acquire = move || space.acquire(OwnerId::new(owner), request, wait).map(drop);
             crate::support::waits::start(acquire).sleeps()
         });
-        for _ in 0..30 {
+        for _ in 0..rounds(30) {
             wait_in_children(4);
         }
         cancel.cancel();

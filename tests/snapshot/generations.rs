@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::support::alone::{this_binary, this_test};
+use crate::support::rounds::rounds;
 use lockspace::snapshot::{Document, Snapshot};
 use lockspace::{LockSpace, snapshot};
 use serde_json::{Value, json};
@@ -107,7 +108,7 @@ pub(crate) fn the_end() {
 /// Waits for another process's file, for a minute.
 #[track_caller]
 pub(crate) fn wait_for(path: &Path) {
-    for _ in 0..6000 {
+    for _ in 0..rounds(6000) {
         if path.exists() {
             return;
         }

@@ -10,12 +10,12 @@ use crate::generations::{Role, role, run, start, the_end, wait_for};
 use crate::support::alone::alone;
 use crate::support::locks::{Rival, is_free_for_others};
 use crate::support::process::allow_descriptors;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{A, B};
 use lockspace::{LockSpace, Naming, Request, Wait};
 use serde_json::{Value, json};
 
 const LOCKS: usize = 1000;
-
 const TIMES: u64 = 100;
 
 #[test]
@@ -80,7 +80,7 @@ fn hold_a_thousand_locks(role: &Role) {
         notes["count"] = role.notes["count"].clone();
         assert_eq!(role.notes["count"], count, "descriptors, since generation 2");
     }
-    if role.generation < TIMES {
+    if role.generation < rounds(TIMES) {
         role.go_on([&space], notes);
     }
     fs::write(role.folder.join("done"), "").unwrap();

@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
 
+use super::rounds::times;
+
 /// A child that takes longer than this hangs, in seconds.
 const PATIENCE: libc::c_uint = 120;
 
@@ -87,7 +89,7 @@ fn run_in_child(body: impl FnOnce(), to_parent: &PipeWriter) -> ! {
     REPORT.store(to_parent.as_raw_fd(), Ordering::Relaxed);
     // SAFETY: two calls with integers.
     unsafe {
-        libc::alarm(PATIENCE);
+        libc::alarm(PATIENCE * times());
         // When the test's thread ends, however it does.
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
     }
@@ -258,7 +260,8 @@ impl Gate {
         let mut poll =
             libc::pollfd { fd: self.reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: it points to one `pollfd`, which lives through the call.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, PATIENCE as libc::c_int * 1000) };
+        let ready =
+            unsafe { libc::poll(&raw mut poll, 1, (PATIENCE * times()) as libc::c_int * 1000) };
         assert_eq!(ready, 1, "nobody opened the gate");
         (&self.reader).read_exact(&mut [0]).expect("both ends are open");
     }

@@ -10,6 +10,7 @@
 //! | `locks` | locks that are taken behind the crate's back, and how other processes find a file |
 //! | `process` | what this process is: descriptors, threads, watches, signals, limits, rights |
 //! | `random` | numbers in a disorder that is the same each time |
+//! | `rounds` | how long tests run that repeat something |
 //! | `spaces` | spaces, requests, and what comes of them |
 //! | `state` | state documents, and pictures of what they must not change |
 //! | `waits` | threads that wait, and how a test knows that they do |
@@ -24,6 +25,7 @@ pub(crate) mod interop;
 pub(crate) mod locks;
 pub(crate) mod process;
 pub(crate) mod random;
+pub(crate) mod rounds;
 pub(crate) mod spaces;
 #[cfg(feature = "snapshot")]
 pub(crate) mod state;

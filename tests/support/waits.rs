@@ -7,6 +7,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::rounds::patience;
+
 /// What takes longer hangs. No test depends on it but to fail.
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 
@@ -73,7 +75,7 @@ impl<T> Waiting<T> {
     /// What the thread has brought. Fails if it panicked, or hangs.
     #[track_caller]
     pub(crate) fn join(self) -> T {
-        match self.result.recv_timeout(LONG) {
+        match self.result.recv_timeout(patience(LONG)) {
             Ok(result) => {
                 self.thread.join().expect("it has sent its result");
                 result

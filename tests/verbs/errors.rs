@@ -13,9 +13,7 @@ use lockspace::{
 };
 
 const VM: OwnerId = OwnerId::new(4711);
-
 const OTHER: OwnerId = OwnerId::new(7);
-
 const SHORT: Duration = Duration::from_millis(20);
 
 fn hold_disk(space: &LockSpace, owner: OwnerId, mode: Mode) -> Lease {

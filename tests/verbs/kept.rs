@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 
 use crate::support::random::Random;
+use crate::support::rounds::rounds;
 use lockspace::{Lease, LockSpace, Naming, OwnerId, ReleaseError, Request, Wait};
 use tempfile::TempDir;
 
@@ -83,13 +84,13 @@ fn run(space: &LockSpace, steps: usize, seed: u64) {
 #[test]
 fn a_space_in_memory_holds_what_the_model_holds() {
     let space = LockSpace::open(Naming::in_memory()).unwrap();
-    (0..20).for_each(|seed| run(&space, 2000, seed));
+    (0..rounds(20)).for_each(|seed| run(&space, 2000, seed));
 }
 
 #[test]
 fn a_space_in_a_directory_holds_what_the_model_holds() {
     let dir = TempDir::new().unwrap();
     let space = LockSpace::open(Naming::md5(dir.path())).unwrap();
-    (0..4).for_each(|seed| run(&space, 2000, seed));
+    (0..rounds(4)).for_each(|seed| run(&space, 2000, seed));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "lock files are left");
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::support::locks::held_at;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{A, B, BOTH, granted, is_empty, verbatim};
 use lockspace::{
     AcquireError, ByteRange, LockFileError, LockSpace, Naming, Request, VerifyError, Wait,
@@ -118,7 +119,7 @@ fn a_file_that_is_deleted_and_made_anew_under_way_is_never_held_twice() {
 
 #[test]
 fn the_last_two_shared_holders_leave_no_file() {
-    const ROUNDS: usize = 3000;
+    let rounds = rounds(3000) as usize;
     let dir = tempfile::tempdir().unwrap();
     let (held, released) = (Barrier::new(2), Barrier::new(3));
     let (arrived, refused, left) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
@@ -126,7 +127,7 @@ fn the_last_two_shared_holders_leave_no_file() {
         for _ in 0..2 {
             scope.spawn(|| {
                 let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
-                for round in 1..=ROUNDS {
+                for round in 1..=rounds {
                     let lease = space.acquire(A, Request::shared("a").auto_create(), Wait::NO);
                     held.wait();
                     // A barrier wakes one after the other: this lines them up.
@@ -146,7 +147,7 @@ fn the_last_two_shared_holders_leave_no_file() {
                 }
             });
         }
-        for _ in 0..ROUNDS {
+        for _ in 0..rounds {
             released.wait();
             if fs::remove_file(dir.path().join("a")).is_ok() {
                 left.fetch_add(1, Ordering::SeqCst);
@@ -160,14 +161,14 @@ fn the_last_two_shared_holders_leave_no_file() {
 
 #[test]
 fn shared_holders_who_come_and_go_never_refuse_each_other() {
-    const ROUNDS: usize = 20_000;
+    let rounds = rounds(20_000);
     let dir = tempfile::tempdir().unwrap();
     let refused = AtomicUsize::new(0);
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
-                for _ in 0..ROUNDS {
+                for _ in 0..rounds {
                     match space.acquire(A, Request::shared("a").auto_create(), Wait::NO) {
                         Ok(lease) => lease.release().unwrap(),
                         Err(AcquireError::Busy(_)) => {

@@ -1,15 +1,18 @@
 //! Between processes: who waits for what it has just let go of lets others go first.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::alone::alone;
+use crate::support::forked::{Forked, Gate, fork};
 use crate::support::locks::is_free_for_others;
 use crate::support::spaces::{A, B, NAME, Room, space_in};
 use crate::support::waits::{LONG, eventually, start};
-use lockspace::{AcquireError, Cancel, LockSpace, Mode, Request, Wait};
+use lockspace::{AcquireError, Cancel, LockSpace, Mode, OwnerId, Request, Wait};
 
 /// Longer than a process has something before it lets others go first.
 const TURN: Duration = Duration::from_millis(60);
@@ -135,4 +138,50 @@ fn who_is_cancelled_while_it_lets_others_go_first_gets_nothing() {
         matches!(waiting.join(), Err(AcquireError::Cancelled { .. }))
     });
     assert!(is_free_for_others(&room.file()));
+}
+
+/// A child that holds it for 2 ms and waits for it again at once, in so many threads, until it is
+/// dropped.
+fn never_pauses(dir: &Path, threads: u64) -> Forked {
+    let begun = Gate::new();
+    let child = fork(|| {
+        let space = space_in(dir);
+        let take = |owner| {
+            let wait = Wait::within(LONG);
+            space.acquire(OwnerId::new(owner), Request::exclusive(NAME), wait).unwrap()
+        };
+        drop(take(0));
+        begun.open();
+        thread::scope(|scope| {
+            for owner in 0..threads {
+                scope.spawn(move || {
+                    loop {
+                        hold_for(Duration::from_millis(2), take(owner));
+                    }
+                });
+            }
+        });
+    });
+    begun.wait();
+    child
+}
+
+/// Whether its threads take turns by releases, or pass the lock on among themselves.
+#[test]
+fn a_process_that_never_pauses_leaves_turns_to_another() {
+    // Some hundred turns.
+    const AT_LAST: Duration = Duration::from_secs(5);
+    alone(|| {
+        for threads in [1, 3] {
+            let room = Room::on_disk();
+            let rival = never_pauses(room.dir(), threads);
+            for turn in 0..20 {
+                let lease = room.start(B, Mode::Exclusive, Wait::within(AT_LAST)).join();
+                drop(
+                    lease.unwrap_or_else(|error| panic!("{threads} threads, turn {turn}: {error}")),
+                );
+            }
+            rival.kill();
+        }
+    });
 }

@@ -9,22 +9,19 @@ use std::thread;
 use crate::support::alone::alone;
 use crate::support::forked::{Forked, Gate, fork, shared_memory};
 use crate::support::process::open_below;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{A, NAME, space_in};
 use crate::support::waits::{LONG, Waiting, start};
 use lockspace::{OwnerId, Request, Wait};
 use tempfile::TempDir;
 
 const PROCESSES: usize = 4;
-
 const DOOMED: u64 = 2;
 
 // Behind the slots, each of which says that its process holds, or is to be killed.
 const STOP: usize = PROCESSES;
-
 const HOLDS: usize = PROCESSES + 1;
-
 const TWICE: usize = PROCESSES + 2;
-
 const KILLS: u64 = 40;
 
 /// As tests/processes/churn.rs, by waiting: a process says that it holds only while it does, and what a
@@ -62,7 +59,7 @@ fn waits_for_files_that_come_and_go_never_hold_twice_nor_starve() {
             }
         };
         let mut children: Vec<_> = (0..PROCESSES).map(|me| fork(|| churn(me))).collect();
-        for kill in 0..2 * KILLS {
+        for kill in 0..rounds(2 * KILLS) {
             reported.wait();
             if kill % 2 == 1 {
                 let victim = (kill as usize / 2) % PROCESSES;
@@ -75,7 +72,7 @@ fn waits_for_files_that_come_and_go_never_hold_twice_nor_starve() {
         memory[STOP].store(1, SeqCst);
         children.into_iter().for_each(Forked::join);
         assert_eq!(memory[TWICE].load(SeqCst), 0, "held twice");
-        assert!(memory[HOLDS].load(SeqCst) >= 2 * KILLS);
+        assert!(memory[HOLDS].load(SeqCst) >= rounds(2 * KILLS));
         // What the last of the killed may have left is removed by whoever asks for it next.
         let space = space_in(dir.path());
         drop(space.acquire(A, Request::exclusive(NAME).auto_create(), Wait::NO).unwrap());
@@ -93,7 +90,7 @@ fn threads_that_wait_for_files_that_come_and_go_never_hold_twice() {
         .map(|owner| {
             let (space, inside) = (space.clone(), Arc::clone(&inside));
             start(move || {
-                for _ in 0..300 {
+                for _ in 0..rounds(300) {
                     let request = Request::exclusive(NAME).auto_create();
                     let lease = space.acquire(OwnerId::new(owner), request, Wait::within(LONG));
                     let lease = lease.unwrap();

@@ -8,6 +8,7 @@ use super::{AUTO_CREATED, DIRECT, DIRECTORY, EXCLUSIVE, in_world};
 use crate::support::forked::fork;
 use crate::support::locks::{ofd_lock, record_lock, unlock_ofd, unlock_record};
 use crate::support::process::close_number;
+use crate::support::rounds::rounds;
 use crate::support::state::{at, disown, restore};
 use lockspace::snapshot::InvalidEntry;
 use serde_json::{Value, json};
@@ -200,7 +201,7 @@ fn an_unlocked_descriptor_beside_a_rival_that_toggles_the_same_lock() {
             })
         });
         let (mut unlocked, mut tries) = (0, 0);
-        while tries < 4000 {
+        while tries < rounds(4000) as usize {
             for documents in [&world.documents, &shared] {
                 let error = restore(documents).map(std::mem::forget).expect_err("it has no lock");
                 assert_eq!((error.document, error.entry), (DIRECTORY, Some(EXCLUSIVE)), "{error}");

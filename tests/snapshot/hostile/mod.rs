@@ -35,15 +35,10 @@ struct World {
 
 /// The documents, and the entries of the first, by what they are.
 const DIRECTORY: usize = 0;
-
 const DIRECT: usize = 1;
-
 const IN_MEMORY: usize = 2;
-
 const EXCLUSIVE: usize = 0;
-
 const AUTO_CREATED: usize = 1;
-
 const SHARED: usize = 2;
 
 impl World {

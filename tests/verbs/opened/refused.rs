@@ -12,6 +12,7 @@ use super::{exclusive, opened, shared};
 use crate::support::forked::in_child;
 use crate::support::locks::{held, held_at, locks_shown, ofd_lock, open, record_lock, unlock_ofd};
 use crate::support::process::open_numbers;
+use crate::support::rounds::rounds;
 use crate::support::spaces::{A, B, BOTH, bad, busy, byte, direct, granted, image};
 use lockspace::{AcquireError, ByteRange, InvalidRequest, Mode, Wait};
 use rustix::fs::OFlags;
@@ -183,7 +184,7 @@ fn a_file_that_another_open_file_has_locked_is_busy() {
 
 #[test]
 fn of_many_threads_that_lock_one_open_file_under_names_of_their_own_one_wins() {
-    const ROUNDS: usize = 1500;
+    let rounds = rounds(1500) as usize;
     const THREADS: usize = 4;
     let (_dir, image) = image();
     let file = open(&image);
@@ -195,7 +196,7 @@ fn of_many_threads_that_lock_one_open_file_under_names_of_their_own_one_wins() {
             let mine = file.try_clone().unwrap();
             scope.spawn(move || {
                 let name = thread.to_string();
-                for round in 1..=ROUNDS {
+                for round in 1..=rounds {
                     barrier.wait();
                     let lease = space.acquire(A, exclusive(&name, &mine), Wait::NO);
                     // No panic here: the others would wait for ever.
@@ -219,5 +220,5 @@ fn of_many_threads_that_lock_one_open_file_under_names_of_their_own_one_wins() {
             });
         }
     });
-    assert_eq!((wins.into_inner(), odd.into_inner()), (ROUNDS, 0));
+    assert_eq!((wins.into_inner(), odd.into_inner()), (rounds, 0));
 }
