@@ -17,8 +17,8 @@ use crate::support::locks::{Kind, Lock, open, set_lock};
 use crate::support::spaces::{A, B, NAME, direct, expect_busy, image, space_in};
 use crate::support::waits::{LONG, start};
 use lockspace::{
-    AcquireError, Busy, ByteRange, Cancel, LockFileError, LockSpace, Mode, ReleaseError, Request,
-    Target, Wait,
+    AcquireError, Busy, ByteRange, Cancel, LockFileError, LockSpace, Mode, Naming, ReleaseError,
+    Request, Target, Wait,
 };
 use tempfile::TempDir;
 
@@ -383,92 +383,91 @@ fn failing<T: Send>(
 
 #[test]
 fn who_is_given_no_lock_leaves_no_lock_file() {
-    if ran_alone() {
-        return;
-    }
-    let only_locks = |call: &Call| call.is_fcntl(libc::F_OFD_SETLK);
-    let all_fcntl = |_: &Call| true;
-    let fails: [&(dyn Fn(&Call) -> bool + Sync); 2] = [&only_locks, &all_fcntl];
-    for (fails, errno) in fails
-        .into_iter()
-        .flat_map(|fails| [libc::ENOLCK, libc::EACCES, libc::EIO].map(|errno| (fails, errno)))
-    {
-        let dirs = [(); 3].map(|()| TempDir::new().unwrap());
-        let spaces = [
-            space_in(dirs[0].path()),
-            LockSpace::open(Naming::md5(dirs[1].path())).unwrap(),
-            space_in(dirs[2].path()),
-        ];
-        failing(&[libc::SYS_fcntl], fails, errno, || {
-            fail_twenty_times(&spaces[0], |space, request| {
-                space.acquire(A, request, Wait::NO).unwrap_err()
+    alone(|| {
+        let only_locks = |call: &Call| call.is_fcntl(libc::F_OFD_SETLK);
+        let all_fcntl = |_: &Call| true;
+        let fails: [&(dyn Fn(&Call) -> bool + Sync); 2] = [&only_locks, &all_fcntl];
+        for (fails, errno) in fails
+            .into_iter()
+            .flat_map(|fails| [libc::ENOLCK, libc::EACCES, libc::EIO].map(|errno| (fails, errno)))
+        {
+            let dirs = [(); 3].map(|()| TempDir::new().unwrap());
+            let spaces = [
+                space_in(dirs[0].path()),
+                LockSpace::open(Naming::md5(dirs[1].path())).unwrap(),
+                space_in(dirs[2].path()),
+            ];
+            failing(&[libc::SYS_fcntl], fails, errno, || {
+                fail_twenty_times(&spaces[0], |space, request| {
+                    space.acquire(A, request, Wait::NO).unwrap_err()
+                });
+                fail_twenty_times(&spaces[1], |space, request| {
+                    space.acquire(A, request, Wait::within(LONG)).unwrap_err()
+                });
+                fail_twenty_times(&spaces[2], |space, request| {
+                    space.acquire_all(A, [request], Wait::NO).unwrap_err()
+                });
             });
-            fail_twenty_times(&spaces[1], |space, request| {
-                space.acquire(A, request, Wait::within(LONG)).unwrap_err()
-            });
-            fail_twenty_times(&spaces[2], |space, request| {
-                space.acquire_all(A, [request], Wait::NO).unwrap_err()
-            });
-        });
-        for (dir, space) in dirs.iter().zip(&spaces) {
-            assert_eq!(files_in(dir.path()), 0, "errno {errno}");
-            assert!(space.list().is_empty());
-            // It was for nobody's lock.
-            drop(space.acquire(A, Request::exclusive("disk-0").auto_create(), Wait::NO).unwrap());
-            assert_eq!(files_in(dir.path()), 0);
+            for (dir, space) in dirs.iter().zip(&spaces) {
+                assert_eq!(files_in(dir.path()), 0, "errno {errno}");
+                assert!(space.list().is_empty());
+                // It was for nobody's lock.
+                drop(
+                    space.acquire(A, Request::exclusive("disk-0").auto_create(), Wait::NO).unwrap(),
+                );
+                assert_eq!(files_in(dir.path()), 0);
+            }
         }
-    }
+    });
 }
 
 /// A file whose lock has failed cannot be removed: without its lock, nobody may. So one is left where locks
 /// are given no more, and none is made beside it.
 #[test]
 fn where_locks_are_given_no_more_one_lock_file_is_left_and_not_one_for_each_name() {
-    if ran_alone() {
-        return;
-    }
-    let dir = TempDir::new().unwrap();
-    let space = space_in(dir.path());
-    let one = || Request::exclusive("disk-0").auto_create();
-    drop(space.acquire(A, one(), Wait::NO).unwrap());
-    failing(
-        &[libc::SYS_fcntl],
-        |_| true,
-        libc::ENOLCK,
-        || {
-            fail_twenty_times(&space, |space, request| {
-                space.acquire(A, request, Wait::NO).unwrap_err()
-            });
-        },
-    );
-    assert_eq!(files_in(dir.path()), 1);
-    drop(space.acquire(A, one(), Wait::NO).unwrap());
-    assert_eq!(files_in(dir.path()), 0, "who asks for it again cleans up");
-}
-
-#[test]
-fn who_is_told_nothing_of_a_file_that_it_has_made_leaves_no_lock_file() {
-    if ran_alone() {
-        return;
-    }
-    for call in [libc::SYS_fstat, libc::SYS_newfstatat] {
-        let dirs = [(); 2].map(|()| TempDir::new().unwrap());
-        let [space, waited] = [0, 1].map(|at: usize| space_in(dirs[at].path()));
+    alone(|| {
+        let dir = TempDir::new().unwrap();
+        let space = space_in(dir.path());
+        let one = || Request::exclusive("disk-0").auto_create();
+        drop(space.acquire(A, one(), Wait::NO).unwrap());
         failing(
-            &[call],
+            &[libc::SYS_fcntl],
             |_| true,
-            libc::EIO,
+            libc::ENOLCK,
             || {
                 fail_twenty_times(&space, |space, request| {
                     space.acquire(A, request, Wait::NO).unwrap_err()
                 });
-                let refused = space.create(NAME).unwrap_err();
-                assert!(matches!(refused, LockFileError::Io(_)), "{refused}");
-                fail_twenty_times(&waited, |space, request| {
-                    space.acquire(A, request, Wait::within(LONG)).unwrap_err()
-                });
             },
         );
-        assert_eq!([0, 1].map(|at: usize| files_in(dirs[at].path())), [0, 0], "call {call}");
-    }
+        assert_eq!(files_in(dir.path()), 1);
+        drop(space.acquire(A, one(), Wait::NO).unwrap());
+        assert_eq!(files_in(dir.path()), 0, "who asks for it again cleans up");
+    });
+}
+
+#[test]
+fn who_is_told_nothing_of_a_file_that_it_has_made_leaves_no_lock_file() {
+    alone(|| {
+        for call in [libc::SYS_fstat, libc::SYS_newfstatat] {
+            let dirs = [(); 2].map(|()| TempDir::new().unwrap());
+            let [space, waited] = [0, 1].map(|at: usize| space_in(dirs[at].path()));
+            failing(
+                &[call],
+                |_| true,
+                libc::EIO,
+                || {
+                    fail_twenty_times(&space, |space, request| {
+                        space.acquire(A, request, Wait::NO).unwrap_err()
+                    });
+                    let refused = space.create(NAME).unwrap_err();
+                    assert!(matches!(refused, LockFileError::Io(_)), "{refused}");
+                    fail_twenty_times(&waited, |space, request| {
+                        space.acquire(A, request, Wait::within(LONG)).unwrap_err()
+                    });
+                },
+            );
+            assert_eq!([0, 1].map(|at: usize| files_in(dirs[at].path())), [0, 0], "call {call}");
+        }
+    });
 }
