@@ -33,7 +33,8 @@ const IDLE_TIME: Duration = Duration::from_millis(500);
 /// thread that sleeps wakes late, on another core perhaps.
 const SPIN_TIME: Duration = Duration::from_micros(30);
 
-/// Paths are resolved in buffers of `PATH_MAX` bytes, and a subscriber of `tracing` may run here.
+/// Paths are resolved in buffers of `PATH_MAX` bytes, and a subscriber of `tracing` may run here. The
+/// crate's documentation names this size.
 const STACK_SIZE: usize = 512 * 1024;
 
 /// So many file systems, or directories where file systems cannot be told apart, may hang before
@@ -309,7 +310,7 @@ impl WorkerPool {
                     state.queues.get_mut(&queue).and_then(VecDeque::pop_front)
                 {
                     drop(state);
-                    // A panic (of a subscriber of `tracing`, say) ends this job and no other one.
+                    // A panic ends this job and no other one: the queue must keep its worker.
                     let _ = catch_unwind(AssertUnwindSafe(job));
                     self.watches.drop_cached(IDLE_TIME);
                     state = self.state.lock();
@@ -341,5 +342,59 @@ impl WorkerPool {
 impl fmt::Debug for WorkerPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerPool").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::wait::{Cancel, Start, Wait};
+
+    const QUEUE: CallQueue = CallQueue::Device(1);
+    const OPTIONS: CallOptions =
+        CallOptions { on_timeout: OnTimeout::RunAnyway, without: WithoutWorker::Fail };
+
+    fn pool() -> &'static WorkerPool {
+        Box::leak(Box::new(WorkerPool::new(Arc::default())))
+    }
+
+    fn context(wait: Wait) -> WaitContext {
+        let Start::Wait(context) = WaitContext::start(wait) else { panic!("it is no wait") };
+        context
+    }
+
+    /// Fails if the queue has no worker any more.
+    #[track_caller]
+    fn expect_a_worker(pool: &'static WorkerPool) {
+        let context = context(Wait::within(Duration::from_secs(60)));
+        let done = pool.run(&QUEUE, (&context, OPTIONS), || 7, drop, || ());
+        assert!(matches!(done, Ok(Ok(7))), "nobody does what is in the queue");
+    }
+
+    #[test]
+    fn a_panic_ends_one_job_and_no_queue() {
+        let pool = pool();
+        pool.run_detached(&QUEUE, || panic!("in a job that nobody waits for"));
+        expect_a_worker(pool);
+
+        let waiting = context(Wait::FOREVER);
+        let panics =
+            || pool.run(&QUEUE, (&waiting, OPTIONS), || panic!("a job"), drop::<Option<()>>, || ());
+        assert!(catch_unwind(AssertUnwindSafe(panics)).is_err(), "its caller is told");
+        expect_a_worker(pool);
+
+        let (cancel, (left, has_left)) = (Cancel::new(), mpsc::channel());
+        let waiting = context(Wait::FOREVER.unless(&cancel));
+        let work = move || {
+            cancel.cancel();
+            has_left.recv()
+        };
+        let given_back = |_| panic!("as what came too late is given back");
+        let leaving = || left.send(()).expect("the job waits for it");
+        let done = pool.run(&QUEUE, (&waiting, OPTIONS), work, given_back, leaving);
+        assert!(matches!(done, Ok(Err(TimedOut(WaitEnd::Cancelled)))));
+        expect_a_worker(pool);
     }
 }
