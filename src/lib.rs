@@ -199,8 +199,21 @@
 //!
 //! - `sha256` adds SHA-256 naming, to meet libvirt's lock daemon in its `file_lockspace_dir`.
 //! - `snapshot` adds the module `snapshot`: locks that outlive the program.
-//! - `tracing` warns of each lock file that a drop could not remove, which nobody else can be told
-//!   of.
+//! - `tracing` emits events, with the target `lockspace`:
+//!
+//!   | event | level | fields | when |
+//!   |---|---|---|---|
+//!   | `granted` | debug | `owner`, `name`, `mode`, `waited` | an acquire, an upgrade or a downgrade has succeeded; once for each lease |
+//!   | `waiting` | debug | `owner`, `name`, `mode` | a call is about to sleep until a holder is gone; once for each resource |
+//!   | `refused` | debug | `owner`, `name`, `mode`, `waited`, `error` | such a call has failed; several at once are refused once |
+//!   | `released` | debug | `owner`, `name`, `mode` | a hold has ended, whoever ended it |
+//!   | `a lock file was left over` | warn | `error` | a drop could not remove a lock file, and has no caller to tell |
+//!
+//!   The thread that makes a call emits its events, while it has no mutex locked: a subscriber may use
+//!   the space. One warning can come from a thread of this crate, whose stack has 512 KiB: when
+//!   [`acquire_all`](LockSpace::acquire_all) gives back what it got on a file system that may hang. A
+//!   subscriber that panics loses its event; the call goes on. A release that a snapshot defers is
+//!   `released` at once; a restore emits nothing.
 #![warn(missing_docs)]
 // docs.rs shows which feature an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]

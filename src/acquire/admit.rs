@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::MutexGuard;
 
 use super::{Patience, RegisteredWait, ResolvedRequest, failure};
-use crate::core::{Core, TransitionGuard};
+use crate::core::{Core, TransitionGuard, tell};
 use crate::engine::{Key, LockFile, Name};
 use crate::error::{AcquireError, Blockers, Busy};
 use crate::table::{
@@ -61,6 +61,7 @@ impl Core {
                         drop(table);
                         queued
                             .map_err(|why| failure::deadlock(&resolved.text, claim.owner, why))?;
+                        tell!(waits(&wait.context, claim, &resolved.text));
                         return self.wait_in_queue(slot, wait, resolved, claim.mode);
                     }
                     _ => {

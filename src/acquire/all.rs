@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Patience, RegisteredWait, ResolvedRequest, failure};
-use crate::core::{Core, OwnedHold};
+#[cfg(feature = "tracing")]
+use crate::core::events;
+use crate::core::{Core, OwnedHold, tell};
 use crate::engine::{Key, LockFile};
 use crate::error::AcquireError;
 use crate::table::{TurnKey, YIELD_TIME};
@@ -32,6 +34,24 @@ impl Core {
         wait: Wait,
     ) -> Result<Vec<OwnedHold>, AcquireError> {
         self.check()?;
+        #[cfg(feature = "tracing")]
+        let started = events::started(&wait);
+        let acquired = self.acquire_each(owner, requests, wait);
+        tell!(several_ended(
+            owner,
+            requests,
+            started,
+            acquired.as_ref().map(|holds| holds.iter().map(|hold| (hold.name().text(), hold.mode))),
+        ));
+        acquired
+    }
+
+    fn acquire_each(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        requests: &[Request<'_>],
+        wait: Wait,
+    ) -> Result<Vec<OwnedHold>, AcquireError> {
         match WaitContext::start(wait) {
             Start::Try => {
                 let batch = Batch::new(self, owner, requests, Patience::Try)?;
@@ -113,6 +133,8 @@ impl<'a> Batch<'a> {
         let mut refused = None;
         let mut rounds = 0;
         loop {
+            #[cfg(feature = "tracing")]
+            context.waits_anew();
             let first = match refused {
                 Some(index) => Some((index, self.acquire(index, Patience::Wait(wait))?)),
                 None => None,
@@ -174,8 +196,9 @@ impl<'a> Batch<'a> {
         match self.try_each(&mut holds, patience) {
             Ok(()) => Ok(holds.into_iter().flatten().collect()),
             Err(error) => {
-                if let Some(context) = patience.context() {
-                    self.give_back(holds, context);
+                match patience.context() {
+                    Some(context) => self.give_back(holds, context),
+                    None => holds.into_iter().flatten().for_each(OwnedHold::give_back),
                 }
                 Err(error)
             }
@@ -232,12 +255,12 @@ impl<'a> Batch<'a> {
                 held.and_then(|held| held.file()).is_none_or(LockFile::is_local)
             };
             match is_local {
-                true => drop(hold),
+                true => hold.give_back(),
                 false => may_hang.push((request.queue(hold.name()), hold)),
             }
         }
         for (queue, hold) in may_hang {
-            hold.release_on_worker(&queue, context);
+            hold.give_back_on_worker(&queue, context);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::blocking::Thread;
 use super::contender::{Action, Contender, Event, OnContention, Rest};
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
-use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink};
+use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink, tell};
 use crate::engine::{LockError, LockFile, Name, Retried};
 use crate::error::{AcquireError, Busy};
 use crate::table::{Claim, Contention, HandedOver, UNRESPONSIVE_AFTER};
@@ -442,6 +442,7 @@ impl Contest for ContendingAcquire<'_> {
         self.core.process.workers.prepare_to_drop_cached();
         let slot = self.transition.slot();
         self.core.update(|table, wakes| table.set_contended(slot, wakes));
+        tell!(waits(self.context, &self.claim, self.transition.name().text()));
         let watch = self.contended.as_mut().and_then(|contended| contended.watch.as_mut());
         let event = rest(how, self.context, watch);
         self.resume()?;

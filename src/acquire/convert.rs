@@ -6,7 +6,9 @@ use super::blocking::Thread;
 use super::contend::{self, Contest, Watching};
 use super::contender::{Contender, Event, OnContention, Rest};
 use super::{RegisteredWait, failure};
-use crate::core::{Core, OwnedHold};
+#[cfg(feature = "tracing")]
+use crate::core::events;
+use crate::core::{Core, OwnedHold, tell};
 use crate::engine::Attempt;
 use crate::error::{AcquireError, Busy};
 use crate::table::{Conversion, WakeList};
@@ -33,15 +35,26 @@ impl Core {
         wait: Wait,
     ) -> Result<(), AcquireError> {
         self.check()?;
+        #[cfg(feature = "tracing")]
+        let started = events::started(&wait);
+        let upgraded = self.upgrade_within(hold, wait);
+        tell!(ended(
+            hold.owner(),
+            (hold.name().text(), Mode::Exclusive),
+            started,
+            upgraded.as_ref().map(|()| hold.name().text()),
+        ));
+        upgraded
+    }
+
+    fn upgrade_within(
+        self: &Arc<Self>,
+        hold: &mut OwnedHold,
+        wait: Wait,
+    ) -> Result<(), AcquireError> {
         match WaitContext::start(wait) {
             Start::Cancelled => Err(failure::cancelled_at_once(hold.name().text())),
-            Start::Try => match self.convert(hold, Mode::Exclusive)? {
-                Converted::Done => Ok(()),
-                Converted::RefusedHere(busy) | Converted::RefusedByKernel(busy) => {
-                    Err(AcquireError::Busy(busy))
-                }
-                Converted::Frozen => Err(failure::frozen(hold.name().text())),
-            },
+            Start::Try => self.try_to_convert(hold, Mode::Exclusive),
             Start::Wait(context) => {
                 if let Converted::Done = self.convert(hold, Mode::Exclusive)? {
                     return Ok(());
@@ -55,7 +68,18 @@ impl Core {
     /// Makes an exclusive hold shared.
     pub(crate) fn downgrade(&self, hold: &mut OwnedHold) -> Result<(), AcquireError> {
         self.check()?;
-        match self.convert(hold, Mode::Shared)? {
+        let downgraded = self.try_to_convert(hold, Mode::Shared);
+        tell!(ended(
+            hold.owner(),
+            (hold.name().text(), Mode::Shared),
+            None,
+            downgraded.as_ref().map(|()| hold.name().text()),
+        ));
+        downgraded
+    }
+
+    fn try_to_convert(&self, hold: &mut OwnedHold, to: Mode) -> Result<(), AcquireError> {
+        match self.convert(hold, to)? {
             Converted::Done => Ok(()),
             Converted::RefusedHere(busy) | Converted::RefusedByKernel(busy) => {
                 Err(AcquireError::Busy(busy))
@@ -73,6 +97,7 @@ impl Core {
         self.lock()
             .enqueue_upgrade(slot, wait.ticket, owner)
             .map_err(|why| failure::deadlock(hold.name().text(), owner, why))?;
+        tell!(waiting(owner, hold.name().text(), Mode::Exclusive));
         let context = &wait.context;
         let mut contender = Contender::new(context.deadline(), OnContention::Wait);
         let action = contender.begin_upgrade();

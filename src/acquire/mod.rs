@@ -28,6 +28,8 @@ use std::sync::Arc;
 
 use parking_lot::MutexGuard;
 
+#[cfg(feature = "tracing")]
+use crate::core::events;
 use crate::core::{Core, Hold, OwnedHold, TransitionGuard};
 use crate::engine::{self, Key, LockError, LockFile, Name, OpenNaming};
 use crate::error::{AcquireError, Busy};
@@ -90,6 +92,35 @@ impl Core {
         wait: Wait,
     ) -> Result<OwnedHold, AcquireError> {
         self.check()?;
+        #[cfg(feature = "tracing")]
+        if events::are_wanted() {
+            return self.acquire_and_tell(owner, request, wait);
+        }
+        self.acquire_untold(owner, request, wait)
+    }
+
+    #[cfg(feature = "tracing")]
+    #[cold]
+    fn acquire_and_tell(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        request: &Request<'_>,
+        wait: Wait,
+    ) -> Result<OwnedHold, AcquireError> {
+        let started = events::started(&wait);
+        let acquired = self.acquire_untold(owner, request, wait);
+        let asked = (request.target.text(), request.settings.mode);
+        events::ended(owner, asked, started, acquired.as_ref().map(|hold| hold.name().text()));
+        acquired
+    }
+
+    #[inline]
+    fn acquire_untold(
+        self: &Arc<Self>,
+        owner: OwnerId,
+        request: &Request<'_>,
+        wait: Wait,
+    ) -> Result<OwnedHold, AcquireError> {
         if wait.is_no()
             && let TargetKind::Name(name) = &request.target.0
             && !self.needs_look(&request.settings)

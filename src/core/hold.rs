@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Core, log_release_error};
+use super::{Core, log_release_error, tell};
 use crate::engine::{Key, Name};
 use crate::error::{ReleaseError, VerifyError};
 use crate::table::{HoldKind, Slot};
@@ -66,12 +66,32 @@ impl OwnedHold {
     /// Releases the hold.
     pub(crate) fn release(mut self) -> Result<(), ReleaseError> {
         self.is_held = false;
+        #[cfg(feature = "tracing")]
+        if super::events::are_wanted() {
+            return self.release_and_tell();
+        }
         self.core.release(self.slot, &self.name, self.owner)
     }
 
-    /// Releases the hold on a worker, and waits for that as long as `context` says: the release
-    /// goes on afterwards.
-    pub(crate) fn release_on_worker(mut self, queue: &CallQueue, context: &WaitContext) {
+    #[cfg(feature = "tracing")]
+    #[cold]
+    fn release_and_tell(&self) -> Result<(), ReleaseError> {
+        let released = self.core.release(self.slot, &self.name, self.owner);
+        if let Ok(()) | Err(ReleaseError::Leftover { .. }) = released {
+            super::events::released(self.owner, self.name.text(), self.mode);
+        }
+        released
+    }
+
+    /// Releases the hold of a call that has not got all that it asked for: nobody was told of it.
+    pub(crate) fn give_back(mut self) {
+        self.is_held = false;
+        log_release_error(self.core.release(self.slot, &self.name, self.owner).err());
+    }
+
+    /// [Gives the hold back](Self::give_back) on a worker, and waits for that as long as `context`
+    /// says: the release goes on afterwards.
+    pub(crate) fn give_back_on_worker(mut self, queue: &CallQueue, context: &WaitContext) {
         self.is_held = false;
         let left = self.core.leave(self.slot, self.owner, HoldKind::Leased);
         let Ok(Some(hold)) = left else { return };
@@ -107,11 +127,13 @@ impl Core {
 impl Drop for OwnedHold {
     fn drop(&mut self) {
         if self.is_held {
-            match self.core.release(self.slot, &self.name, self.owner) {
+            let released = self.core.release(self.slot, &self.name, self.owner);
+            if let Err(ReleaseError::Forked { .. }) = released {
                 // The lock is its parent's.
-                Err(ReleaseError::Forked { .. }) => {}
-                released => log_release_error(released.err()),
+                return;
             }
+            tell!(released(self.owner, self.name.text(), self.mode));
+            log_release_error(released.err());
         }
     }
 }

@@ -8,6 +8,8 @@
 //! `acquire`.
 
 mod change;
+#[cfg(feature = "tracing")]
+pub(crate) mod events;
 mod fairness;
 mod hold;
 mod inspect;
@@ -44,6 +46,18 @@ use crate::wait::{WaitContext, WaitEnd};
 /// While it waits for a transition to end, a call looks so often whether it was cancelled: that
 /// wakes it otherwise only where it sleeps by its own waker.
 const CANCEL_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Tells subscribers of `tracing` of one of the [`events`]; never with a mutex locked. Where nobody wants
+/// it, its arguments are not looked at; without the feature, it is nothing.
+macro_rules! tell {
+    ($event:ident($($argument:expr),* $(,)?)) => {
+        #[cfg(feature = "tracing")]
+        if $crate::core::events::are_wanted() {
+            $crate::core::events::$event($($argument),*);
+        }
+    };
+}
+pub(crate) use tell;
 
 /// A lock that is held by a file, or in memory.
 pub(crate) type Hold = crate::table::Hold<LockFile>;

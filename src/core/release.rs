@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::transition::EndOnDrop;
-use super::{Core, Hold};
+use super::{Core, Hold, tell};
 use crate::engine::{Key, LockFile, Name};
 use crate::error::ReleaseError;
 use crate::table::{HoldKind, NoSuchHold, Slot, Table, WakeList};
@@ -27,7 +27,7 @@ pub struct Released {
 pub(crate) fn log_release_error(errors: impl IntoIterator<Item = ReleaseError>) {
     for error in errors {
         #[cfg(feature = "tracing")]
-        tracing::warn!(%error, "a lock file was left over");
+        super::events::left_over(&error);
         #[cfg(not(feature = "tracing"))]
         drop(error);
     }
@@ -58,13 +58,21 @@ impl Core {
     pub(crate) fn release_by_name(&self, text: &OsStr, owner: OwnerId) -> Result<(), ReleaseError> {
         self.process.check().map_err(|creator| ReleaseError::Forked { creator })?;
         let not_held = || ReleaseError::NotHeld { owner, name: text.to_owned() };
+        #[cfg(feature = "tracing")]
+        let mut mode = None;
         let (slot, name, last) = self.update_by_release(|table, wakes| {
             let slot = table.find(Key::from(text)).ok_or_else(not_held)?;
             let name = Arc::clone(table.resource(slot).name());
+            #[cfg(feature = "tracing")]
+            {
+                mode = table.resource(slot).hold().map(Hold::mode);
+            }
             let last = table.release(slot, owner, HoldKind::Kept, Instant::now, wakes);
             last.map(|last| (slot, name, last)).map_err(|NoSuchHold| not_held())
         })?;
-        last.map_or(Ok(()), |hold| self.finish_release(slot, &name, hold))
+        let released = last.map_or(Ok(()), |hold| self.finish_release(slot, &name, hold));
+        tell!(released_kept(owner, mode.map(|mode| (name, mode)), 1));
+        released
     }
 
     /// Ends every kept hold of one owner, and cancels its waits.
@@ -90,13 +98,20 @@ impl Core {
         kept.sort_unstable();
         let mut released = Released { holds: 0, leftovers: Vec::new() };
         for (owner, slot) in kept {
+            #[cfg(feature = "tracing")]
+            let mut held = None;
             let ended = self.update_by_release(|table, wakes| {
+                #[cfg(feature = "tracing")]
+                {
+                    held = super::events::are_wanted().then(|| table.name_and_mode(slot)).flatten();
+                }
                 table.release_kept(slot, owner, Instant::now, wakes)
             });
             released.holds += ended.count as usize;
             if let Some((name, hold)) = ended.last {
                 released.leftovers.extend(self.finish_release(slot, &name, hold).err());
             }
+            tell!(released_kept(owner, held, ended.count));
         }
         released
     }

@@ -155,6 +155,13 @@ impl<F: LockedFile> Table<F> {
         self.slots.at(slot)
     }
 
+    /// What is held in a slot that may be absent by now, and how.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn name_and_mode(&self, slot: Slot) -> Option<(Arc<Name>, Mode)> {
+        let resource = self.slots.get(slot)?;
+        Some((Arc::clone(resource.name()), resource.hold()?.mode()))
+    }
+
     /// All resources that are not absent, in no order.
     pub(crate) fn resources(&self) -> impl Iterator<Item = &Resource<F>> {
         self.slots.iter()

@@ -89,6 +89,13 @@ impl<F> Slots<F> {
         &mut self.resources[slot.index as usize]
     }
 
+    /// As [`get_mut`](Self::get_mut).
+    #[cfg(feature = "tracing")]
+    pub(super) fn get(&self, slot: Slot) -> Option<&Resource<F>> {
+        let resource = self.resources.get(slot.index as usize)?;
+        (resource.generation() == slot.generation).then_some(resource)
+    }
+
     /// The resource in a slot that may be absent by now.
     pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Resource<F>> {
         let resource = self.resources.get_mut(slot.index as usize)?;

@@ -1,5 +1,7 @@
 //! One call's wait: since when, until when, and what wakes it.
 
+#[cfg(feature = "tracing")]
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,9 @@ pub(crate) struct WaitContext {
     /// `None`: for as long as it takes.
     deadline: Option<Instant>,
     cancel: Option<Cancel>,
+    /// Whether subscribers of `tracing` know that it waits.
+    #[cfg(feature = "tracing")]
+    is_known: Cell<bool>,
 }
 
 /// How a call begins.
@@ -51,7 +56,14 @@ impl WaitContext {
         if let Some(cancel) = &wait.cancel {
             cancel.register(&waker);
         }
-        Start::Wait(Self { waker, started, deadline, cancel: wait.cancel })
+        Start::Wait(Self {
+            waker,
+            started,
+            deadline,
+            cancel: wait.cancel,
+            #[cfg(feature = "tracing")]
+            is_known: Cell::new(false),
+        })
     }
 
     /// For how long it has waited.
@@ -74,6 +86,18 @@ impl WaitContext {
         let now = Instant::now();
         let quarter = |end: Instant| now + end.saturating_duration_since(now) / 4;
         self.waker.pause(self.deadline.map_or(until, |end| quarter(end).min(until)));
+    }
+
+    /// Whether this is the first time that the call waits for what it asks for now.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn begins_to_wait(&self) -> bool {
+        !self.is_known.replace(true)
+    }
+
+    /// The call asks for something else from now on.
+    #[cfg(feature = "tracing")]
+    pub(crate) fn waits_anew(&self) {
+        self.is_known.set(false);
     }
 
     /// Whether the wait has to end.
