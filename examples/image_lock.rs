@@ -162,14 +162,24 @@ impl Options {
         let Some(time) = self.wait else {
             return space.acquire_all(self.owner, requests(), Wait::NO);
         };
+        let deadline = Instant::now().checked_add(time);
+        let wait = || deadline.map_or(Wait::FOREVER, Wait::until);
         thread::scope(|scope| {
             let (done, waiting) = mpsc::channel::<()>();
-            let waiter = scope.spawn(move || {
+            let waiter = thread::Builder::new().spawn_scoped(scope, move || {
                 let _done = done; // dropped when the wait ends, however it ends
-                space.acquire_all(self.owner, requests(), Wait::within(time))
+                space.acquire_all(self.owner, requests(), wait())
             });
-            tell_who_holds(space, &self.images, &waiting);
-            waiter.join().expect("the waiter does not panic")
+            match waiter {
+                Ok(waiter) => {
+                    tell_who_holds(space, &self.images, &waiting);
+                    waiter.join().expect("the waiter does not panic")
+                }
+                Err(error) => {
+                    eprintln!("waiting without telling who holds: no thread for it: {error}");
+                    space.acquire_all(self.owner, requests(), wait())
+                }
+            }
         })
     }
 
@@ -302,7 +312,8 @@ fn show(out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     writeln!(out, "\n3. VM {vm2} waits for the disk, ten seconds at most, while VM {vm1} stops")?;
     let disk_of_vm2 = thread::scope(|scope| {
         let wait = Wait::within(Duration::from_secs(10));
-        let waiter = scope.spawn(|| space.acquire(vm2, write(&disk), wait));
+        let waiter = thread::Builder::new()
+            .spawn_scoped(scope, || space.acquire(vm2, write(&disk), wait))?;
         disk_of_vm1.release()?;
         base_of_vm1.release()?;
         let waited = waiter.join().expect("the waiter does not panic");

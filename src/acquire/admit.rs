@@ -1,6 +1,7 @@
 //! A call's way past the table: it joins, acquires, waits in the queue, or is refused.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -8,11 +9,12 @@ use super::{Patience, RegisteredWait, ResolvedRequest, failure};
 use crate::core::{Core, TransitionGuard, tell};
 use crate::engine::{Key, LockFile, Name};
 use crate::error::{AcquireError, Blockers, Busy};
-use crate::table::{
-    Admission, Claim, Grant, HandedOver, Resource, Slot, Table, UNRESPONSIVE_AFTER, WakeList,
-};
+use crate::table::{Admission, Claim, Grant, HandedOver, Resource, Slot, Table, WakeList};
 use crate::types::{InvalidRequest, Mode};
-use crate::wait::WaitEnd;
+use crate::wait::{UNRESPONSIVE_AFTER, WaitContext, WaitEnd};
+
+/// A release that is not over after so long hangs, or its thread has got no processor all that time.
+const HANGS_AFTER: Duration = Duration::from_secs(1);
 
 /// How a call has got past the table.
 pub(super) enum Entry<'a> {
@@ -57,7 +59,7 @@ impl Core {
                 }
                 refused => match patience {
                     Patience::Wait(wait) => {
-                        let queued = table.enqueue(slot, wait.ticket, *claim);
+                        let queued = table.enqueue(slot, wait.ticket, *claim, Instant::now());
                         drop(table);
                         queued
                             .map_err(|why| failure::deadlock(&resolved.text, claim.owner, why))?;
@@ -119,13 +121,13 @@ impl Core {
             }
             _ => None,
         };
-        table.watch_transition(slot);
+        table.watch_transition(slot, Instant::now());
         let Some(context) = patience.context() else {
             self.wait_for_transition(table, answer);
             return Ok(());
         };
         self.wait_for_transition_within(table, context)
-            .map_err(|end| failure::no_answer(end, name.text(), &name.path(), context))
+            .map_err(|end| refusal(table, slot, claim.mode, end, context))
     }
 
     /// Sleeps in the queue until the wait is granted something.
@@ -184,20 +186,7 @@ impl Core {
         end: WaitEnd,
     ) -> AcquireError {
         // It is there while somebody waits.
-        let resource = table.resource(slot);
-        let (name, waited) = (Arc::clone(resource.name()), wait.context.waited());
-        let busy = |busy: Busy| AcquireError::Busy(busy.after(waited));
-        let error = match (end, resource.blockers()) {
-            (WaitEnd::Cancelled, _) => failure::cancelled(name.text(), &wait.context),
-            // Nobody holds it: its file system alone delays it.
-            (_, None) => failure::unresponsive(name.text(), name.path(), waited),
-            _ if resource.unresponsive_since().is_some() => {
-                failure::unresponsive(name.text(), name.path(), waited)
-            }
-            _ if resource.is_contended() && table.is_frozen() => failure::frozen(name.text()),
-            _ if resource.is_contended() => busy(Busy::outside_by(Arc::clone(&name), asked, None)),
-            (_, Some((held, owners))) => busy(inside(resource, asked, held, owners)),
-        };
+        let error = refusal(&table, slot, asked, end, &wait.context);
         let mut wakes = WakeList::default();
         table.dequeue(slot, wait.ticket, &mut wakes);
         drop(table);
@@ -212,6 +201,44 @@ impl ResolvedRequest<'_> {
     }
 }
 
+/// The error of a wait that has ended before the table has granted anything: who is in its way.
+fn refusal(
+    table: &Table<LockFile>,
+    slot: Slot,
+    asked: Mode,
+    end: WaitEnd,
+    context: &WaitContext,
+) -> AcquireError {
+    let resource = table.resource(slot);
+    let name = Arc::clone(resource.name());
+    let hangs = || {
+        let changing = resource.changing_since().map(|since| since.elapsed());
+        resource.unresponsive_since().is_some()
+            || changing.is_some_and(|time| time >= HANGS_AFTER && leads_to_a_file(&name))
+    };
+    let busy = match end {
+        WaitEnd::Cancelled => return failure::cancelled(name.text(), context),
+        WaitEnd::TimedOut if hangs() => {
+            return failure::unresponsive(name.text(), name.path(), context.waited());
+        }
+        WaitEnd::TimedOut if resource.is_contended() && table.is_frozen() => {
+            return failure::frozen(name.text());
+        }
+        WaitEnd::TimedOut if resource.is_contended() => Busy::outside_by(name, asked, None),
+        WaitEnd::TimedOut => match resource.occupant() {
+            Some((held, owners)) => inside(resource, asked, held, owners),
+            // By a call that creates or deletes the file.
+            None => Busy::inside(name, asked, Mode::Exclusive, Vec::new().into()),
+        },
+    };
+    AcquireError::Busy(busy.after(context.waited()))
+}
+
+/// Whether calls for the resource can hang: in memory there are none.
+fn leads_to_a_file(name: &Name) -> bool {
+    !name.leads_nowhere() || name.is_of_opened()
+}
+
 /// The resource is held in this space; and perhaps in a mode that the request could join, were it
 /// not for an exclusive one that waits.
 fn inside(resource: &Resource<LockFile>, asked: Mode, held: Mode, owners: Blockers) -> Busy {
@@ -219,5 +246,112 @@ fn inside(resource: &Resource<LockFile>, asked: Mode, held: Mode, owners: Blocke
     match held.compatible(asked) && resource.exclusive_waits() {
         true => busy.behind_waiter(),
         false => busy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::Hold;
+    use crate::engine::OpenNaming;
+    use crate::table::{HoldKind, Owners};
+    use crate::types::{ByteRange, Origin, OwnerId};
+    use crate::wait::{Start, Wait};
+    use std::ffi::OsStr;
+
+    const ASKED: Mode = Mode::Exclusive;
+    const HOLDER: OwnerId = OwnerId::new(1);
+    const WAITER: OwnerId = OwnerId::new(2);
+
+    /// A table with one resource, and a wait for it whose time is over.
+    struct Late {
+        table: Table<LockFile>,
+        slot: Slot,
+        context: WaitContext,
+    }
+
+    impl Late {
+        /// `begin` says what is being done to the resource.
+        fn new(
+            naming: &OpenNaming,
+            begin: impl FnOnce(&mut Table<LockFile>, u64, Arc<Name>) -> Slot,
+        ) -> Self {
+            let key = Key::from(OsStr::new("/a"));
+            let mut table = Table::default();
+            let slot = begin(&mut table, key.hash(), naming.name(key).unwrap());
+            let Start::Wait(context) = WaitContext::start(Wait::FOREVER) else { unreachable!() };
+            Self { table, slot, context }
+        }
+
+        /// The only hold of a resource is being released.
+        fn behind_release(naming: &OpenNaming) -> Self {
+            Self::new(naming, |table, hash, name| {
+                let slot = table.begin_acquire(hash, name, &claim(HOLDER));
+                let owners = Owners::one(HOLDER);
+                let hold = Hold::new(None, ByteRange::FIRST, ASKED, Origin::InMemory, owners);
+                let mut wakes = WakeList::default();
+                table.end_in_hold(slot, hold, None, &mut wakes);
+                let now = Instant::now;
+                let last = table.release(slot, HOLDER, HoldKind::Leased, now, &mut wakes);
+                assert!(matches!(last, Ok(Some(_))) && !wakes.wake());
+                slot
+            })
+        }
+
+        /// What the wait is told that has been delayed for so long.
+        fn is_told(&mut self, delay: Duration) -> AcquireError {
+            let ticket = self.table.begin_wait(WAITER, &self.context.waker);
+            let began = Instant::now().checked_sub(delay).unwrap();
+            self.table.enqueue(self.slot, ticket, claim(WAITER), began).unwrap();
+            let end = WaitEnd::TimedOut;
+            let told = refusal(&self.table, self.slot, ASKED, end, &self.context);
+            self.table.dequeue(self.slot, ticket, &mut WakeList::default());
+            told
+        }
+    }
+
+    fn claim(owner: OwnerId) -> Claim {
+        Claim { owner, mode: ASKED, range: ByteRange::FIRST, file: None, opened: false }
+    }
+
+    #[track_caller]
+    fn is_busy_by(told: AcquireError, owners: &[OwnerId]) {
+        let AcquireError::Busy(busy) = told else { panic!("{told}") };
+        assert_eq!((busy.held(), busy.owners()), (Some(ASKED), owners));
+    }
+
+    #[test]
+    fn who_releases_holds_until_a_file_system_is_seen_not_to_answer() {
+        let mut late = Late::behind_release(&OpenNaming::Direct);
+        is_busy_by(late.is_told(Duration::ZERO), &[HOLDER]);
+        let mut late = Late::behind_release(&OpenNaming::Direct);
+        let told = late.is_told(HANGS_AFTER);
+        assert!(matches!(told, AcquireError::Unresponsive { .. }), "{told}");
+    }
+
+    #[test]
+    fn in_memory_there_is_no_file_system() {
+        let mut late = Late::behind_release(&OpenNaming::InMemory);
+        is_busy_by(late.is_told(HANGS_AFTER), &[HOLDER]);
+    }
+
+    #[test]
+    fn who_creates_or_deletes_a_file_is_no_owner() {
+        let create = |table: &mut Table<LockFile>, hash, name| table.begin_change(hash, name);
+        is_busy_by(Late::new(&OpenNaming::Direct, create).is_told(Duration::ZERO), &[]);
+    }
+
+    /// It has the transition, and makes no call before the end of the freeze.
+    #[cfg(feature = "snapshot")]
+    #[test]
+    fn behind_who_waits_for_the_end_of_a_freeze_nobody_is_said_to_hold() {
+        let mut late = Late::behind_release(&OpenNaming::Direct);
+        let mut wakes = WakeList::default();
+        let ticket = late.table.begin_wait(HOLDER, &late.context.waker);
+        late.table.enqueue(late.slot, ticket, claim(HOLDER), Instant::now()).unwrap();
+        late.table.freeze();
+        assert!(late.table.end_in_nothing(late.slot, &mut wakes).is_none() && !wakes.wake());
+        let told = late.is_told(Duration::ZERO);
+        assert!(matches!(told, AcquireError::Frozen { .. }), "{told}");
     }
 }

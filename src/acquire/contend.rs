@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use super::blocking::Thread;
+use super::blocking::{self, Thread};
 use super::contender::{Action, Contender, Event, OnContention, Rest};
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
 use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink, tell};
 use crate::engine::{LockError, LockFile, Name, Retried};
 use crate::error::{AcquireError, Busy};
-use crate::table::{Claim, Contention, HandedOver, UNRESPONSIVE_AFTER};
-use crate::types::{FileId, IoError, Mode, Origin, Outside};
+use crate::table::{Claim, Contention, HandedOver};
+use crate::types::{FileId, Mode, Origin, Outside};
 use crate::wait::{
-    CallQueue, NoWorker, OnTimeout, PooledInotify, TimedOut, WaitContext, WaitEnd, Woken,
+    CallOptions, CallQueue, DescriptorPermit, OnTimeout, PooledInotify, TimedOut,
+    UNRESPONSIVE_AFTER, WaitContext, WaitEnd, Woken,
 };
 
 /// What a contender decides about: an acquire, or an upgrade.
@@ -223,7 +224,12 @@ impl<'a> ContendingAcquire<'a> {
                 return Ok(true);
             }
             // Others share it, or it has lost its name.
-            Ok(_) => self.release(file, mode_to_unlink(origin, held))?,
+            Ok(retried) => {
+                if let Retried::Contended(by) = retried {
+                    self.last_refusal = Some(LastRefusal::Lock(file.id(), by));
+                }
+                self.release(file, mode_to_unlink(origin, held))?;
+            }
             Err(error) => {
                 self.release(file, mode_to_unlink(origin, held))?;
                 return Err(self.lock_error(error));
@@ -246,12 +252,10 @@ impl<'a> ContendingAcquire<'a> {
         work: impl FnOnce() -> T + Send + 'static,
         late: impl FnOnce(T) -> Option<(LockFile, Option<Mode>)> + Send + 'static,
     ) -> Result<T, AcquireError> {
-        let options = match thread {
-            Thread::This => return Ok(work()),
-            Thread::Worker(options) => options,
-        };
+        let Thread::Worker(on_timeout) = thread else { return Ok(work()) };
         let (core, name) = (Arc::clone(self.core), Arc::clone(self.transition.name()));
         let slot = self.transition.slot();
+        let its_name = Arc::clone(&name);
         let give_back = move |done: Option<T>| {
             let _transition = DetachedTransition { core, slot };
             if let Some((file, unlink)) = done.and_then(late) {
@@ -260,14 +264,13 @@ impl<'a> ContendingAcquire<'a> {
         };
         let (began, transition) = (Instant::now(), &mut self.transition);
         let leaving = || transition.leave_to_worker();
+        let cannot_hang = || blocking::seems_local(&its_name, &self.queue);
+        let options = CallOptions { on_timeout, cannot_hang: &cannot_hang };
         let workers = &self.core.process.workers;
         match workers.run(&self.queue, (self.context, options), work, give_back, leaving) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(TimedOut(end))) => Err(self.no_answer(end, began)),
-            Err(NoWorker(source)) => {
-                let path = self.transition.name().path();
-                Err(AcquireError::Io(IoError::new("clone", path, source)))
-            }
+            Err(no_worker) => Err(blocking::without_worker(no_worker)),
         }
     }
 
@@ -288,7 +291,9 @@ impl<'a> ContendingAcquire<'a> {
     fn close(&self, ContendedFile { watch, file }: ContendedFile) {
         drop(watch);
         if !file.is_local() {
-            self.core.process.workers.run_detached(&self.queue, move || drop(file));
+            let cannot_hang = || blocking::seems_local(self.transition.name(), &self.queue);
+            let workers = &self.core.process.workers;
+            workers.run_detached(&self.queue, &cannot_hang, move || drop(file));
         }
     }
 
@@ -334,6 +339,7 @@ impl Contest for ContendingAcquire<'_> {
         if let (Some(last), Some(WaitEnd::TimedOut)) = (self.last_refusal, self.context.end()) {
             return Err(self.busy(last));
         }
+        let permit = self.permit_descriptor()?;
         let call = LockCall::new(self.resolved).map_err(|error| self.lock_error(error))?;
         let name = Arc::clone(self.transition.name());
         let on_timeout = match call.opened {
@@ -343,6 +349,7 @@ impl Contest for ContendingAcquire<'_> {
         let thread = Thread::to_open(&name, on_timeout);
         let (core, mode) = (Arc::clone(self.core), self.claim.mode);
         let open = move || {
+            let _permit = permit;
             let mut locked = call.run(&core, &name);
             if let Ok(Locked { file: Some(file), .. }) | Err(LockError::Contended(file, _)) =
                 &mut locked
@@ -464,6 +471,16 @@ impl Contest for ContendingAcquire<'_> {
 }
 
 impl ContendingAcquire<'_> {
+    /// For the duplicate of a caller's descriptor.
+    fn permit_descriptor(&self) -> Result<Option<DescriptorPermit>, AcquireError> {
+        if !self.claim.opened {
+            return Ok(None);
+        }
+        let name = self.transition.name();
+        let (about, context) = ((name.text(), &*name.path()), Some(self.context));
+        blocking::permit_descriptor(self.core, about, context, &self.queue)
+    }
+
     fn origin(&self) -> Origin {
         match self.claim.opened {
             true => Origin::Opened,
@@ -493,7 +510,8 @@ pub(super) fn arm(
         watch.arm();
         watch
     };
-    let Thread::Worker(options) = thread else { return Some(work()) };
+    let Thread::Worker(on_timeout) = thread else { return Some(work()) };
+    let options = CallOptions { on_timeout, cannot_hang: &|| false };
     let queue = match name.directory() {
         Some(directory) => CallQueue::Device(directory.device()),
         None if name.is_path() => CallQueue::of_path(std::path::Path::new(name.text())),

@@ -1,6 +1,7 @@
 //! Changing the mode of a hold. What is held stays held throughout.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::blocking::Thread;
 use super::contend::{self, Contest, Watching};
@@ -13,9 +14,7 @@ use crate::engine::Attempt;
 use crate::error::{AcquireError, Busy};
 use crate::table::{Conversion, WakeList};
 use crate::types::{FileId, InvalidRequest, IoError, Mode};
-use crate::wait::{
-    CallOptions, OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd, WithoutWorker,
-};
+use crate::wait::{OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd};
 
 /// What has become of a try to hold in another mode.
 enum Converted {
@@ -135,7 +134,7 @@ impl Core {
                 }
                 Conversion::Frozen => return Ok(Converted::Frozen),
                 Conversion::InTransition => {
-                    table.watch_transition(slot);
+                    table.watch_transition(slot, Instant::now());
                     self.wait_for_transition(&mut table, None);
                 }
             }
@@ -185,8 +184,7 @@ impl Upgrade<'_> {
             self.watch = Some(watch);
             return;
         }
-        let options = CallOptions { on_timeout: OnTimeout::Remove, without: WithoutWorker::Fail };
-        let thread = if is_local { Thread::This } else { Thread::Worker(options) };
+        let thread = if is_local { Thread::This } else { Thread::Worker(OnTimeout::Remove) };
         self.watch = contend::arm(self.core, (self.hold.name(), id, thread), self.context, watch);
     }
 

@@ -12,7 +12,7 @@ use crate::engine::{self, Key, LockError, Name, OpenNaming};
 use crate::error::AcquireError;
 use crate::table::Claim;
 use crate::types::{FileId, InvalidRequest, LockSpec, OwnerId, Request, Settings, TargetKind};
-use crate::wait::{CallQueue, OnTimeout};
+use crate::wait::{CallQueue, DescriptorPermit, OnTimeout};
 
 /// A request whose resource is known.
 pub(crate) struct ResolvedRequest<'a> {
@@ -87,8 +87,8 @@ enum ResolveCall {
     Image(PathBuf),
     /// Where an image really is, or will be.
     NewImage(PathBuf),
-    /// Which file a caller's descriptor is open on.
-    Opened(OwnedFd),
+    /// Which file a caller's descriptor is open on, by a duplicate of it.
+    Opened(OwnedFd, Option<DescriptorPermit>),
     /// Whether the file of a path has other names.
     HardLinks(PathBuf),
 }
@@ -111,7 +111,9 @@ impl ResolveCall {
                 let resolved = engine::resolve_new_image(&path, refuse_hard_links);
                 resolved.map(|(path, id)| Found::Image(path, id))
             }
-            Self::Opened(fd) => engine::id_of(fd.as_fd(), refuse_hard_links).map(Found::Opened),
+            Self::Opened(fd, _permit) => {
+                engine::id_of(fd.as_fd(), refuse_hard_links).map(Found::Opened)
+            }
             Self::HardLinks(path) => engine::refuse_hard_links(&path).map(|()| Found::OneName),
         }
     }
@@ -121,13 +123,13 @@ impl ResolveCall {
             Self::Image(path) | Self::NewImage(path) | Self::HardLinks(path) => {
                 CallQueue::of_path(path)
             }
-            Self::Opened(fd) => CallQueue::Mount(engine::mount_of(fd.as_fd())),
+            Self::Opened(fd, _) => CallQueue::Mount(engine::mount_of(fd.as_fd())),
         }
     }
 
     fn on_timeout(&self) -> OnTimeout {
         match self {
-            Self::Opened(_) => OnTimeout::DropOnWorker,
+            Self::Opened(..) => OnTimeout::DropOnWorker,
             _ => OnTimeout::Remove,
         }
     }
@@ -162,11 +164,14 @@ impl Core {
             return Err(AcquireError::Invalid { name, why });
         }
         let fails = |error| failure::from_lock_error(error, target.text(), || target.path().into());
+        let about = (target.text(), target.path());
         let call = match &target.0 {
             TargetKind::Image(path) => ResolveCall::Image(path.to_path_buf()),
             TargetKind::NewImage(path) => ResolveCall::NewImage(path.to_path_buf()),
             TargetKind::Opened(_, fd) => {
-                ResolveCall::Opened(engine::duplicate(*fd).map_err(fails)?)
+                let queue = CallQueue::Mount(engine::mount_of(*fd));
+                let permit = blocking::permit_descriptor(self, about, patience.context(), &queue)?;
+                ResolveCall::Opened(engine::duplicate(*fd).map_err(fails)?, permit)
             }
             // Also where it only joins, which opens nothing.
             TargetKind::Name(name) if direct && settings.refuse_hard_links => {
@@ -176,7 +181,6 @@ impl Core {
         };
         let (on_timeout, links) = (call.on_timeout(), settings.refuse_hard_links);
         let queue = patience.context().map(|_| call.queue());
-        let about = (target.text(), target.path());
         let limits = (patience.context(), on_timeout);
         match blocking::call(self, about, limits, queue, move || call.run(links))? {
             Ok(Found::Image(path, image)) => {

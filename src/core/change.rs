@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Core, TransitionGuard};
 use crate::engine::{Key, LockError, Name, create_file, delete_file};
@@ -37,7 +38,7 @@ impl Core {
                 let busy = Busy::inside(name, Mode::Exclusive, held, owners);
                 return Err(LockFileError::Busy(busy));
             }
-            table.watch_transition(slot);
+            table.watch_transition(slot, Instant::now());
             self.wait_for_transition(&mut table, None);
         }
         let slot = table.begin_change(key.hash(), Arc::clone(&name));

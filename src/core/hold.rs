@@ -9,7 +9,7 @@ use crate::engine::{Key, Name};
 use crate::error::{ReleaseError, VerifyError};
 use crate::table::{HoldKind, Slot};
 use crate::types::{Mode, OwnerId};
-use crate::wait::{CallOptions, CallQueue, OnTimeout, WaitContext, WithoutWorker};
+use crate::wait::{CallOptions, CallQueue, OnTimeout, WaitContext};
 
 /// One hold of an owner, which nobody else can release: its drop does.
 pub(crate) struct OwnedHold {
@@ -97,8 +97,7 @@ impl OwnedHold {
         let Ok(Some(hold)) = left else { return };
         let (core, slot, name) = (Arc::clone(&self.core), self.slot, Arc::clone(&self.name));
         let finish = move || log_release_error(core.finish_release(slot, &name, hold).err());
-        let options =
-            CallOptions { on_timeout: OnTimeout::RunAnyway, without: WithoutWorker::RunHere };
+        let options = CallOptions { on_timeout: OnTimeout::RunAnyway, cannot_hang: &|| false };
         let _ = self.core.process.workers.run(queue, (context, options), finish, drop, || ());
     }
 }

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use super::{Core, Hold, Process, log_release_error};
 use crate::engine::{Name, OpenNaming};
-use crate::table::UNRESPONSIVE_AFTER;
 use crate::types::{ByteRange, OwnerId};
+use crate::wait::UNRESPONSIVE_AFTER;
 
 /// A space that is to be restored, without its holds.
 pub(crate) struct RestoredSpace {
@@ -35,7 +35,7 @@ impl Core {
                 self.thaw();
                 return Err(name);
             }
-            table.watch_transition(slot);
+            table.watch_transition(slot, Instant::now());
             self.wait_for_transition(&mut table, answer);
         }
         Ok(())

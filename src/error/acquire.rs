@@ -91,8 +91,9 @@ pub enum AcquireError {
         /// What is in the way.
         why: DeadlockCause,
     },
-    /// The file system has not answered within the deadline. One of a millisecond or two can be
-    /// too short for that on a busy machine.
+    /// A system call was made, by this wait or by another call for the same resource, and has not
+    /// come back within the deadline. Or the calls before it on the same file system hang, or on 64
+    /// others, so that it was not even made.
     #[error("{name:?}: no answer from {} within {waited:.1?}", FileSystemOf(.path))]
     Unresponsive {
         /// The resource.

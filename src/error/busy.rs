@@ -242,6 +242,9 @@ impl fmt::Display for Busy {
                     write!(f, " and {} more", more.len())?;
                 }
             }
+            (Some(mode), []) => {
+                write!(f, "held {mode} by a call that creates or deletes its file")?;
+            }
             _ if self.is_leased() => f.write_str("leased by another program")?,
             _ => f.write_str("held outside this lock space")?,
         }
@@ -310,6 +313,15 @@ mod tests {
         let said = r#""/img/a" is busy: leased by another program; asked for exclusive (/img/a)"#;
         assert_eq!((busy.to_string().as_str(), busy.is_leased()), (said, true));
         assert!(!Busy::outside_by(name(), Mode::Exclusive, None).is_leased());
+    }
+
+    #[test]
+    fn a_change_of_the_file_is_nobodys_hold() {
+        let busy = Busy::inside(name(), Mode::Shared, Mode::Exclusive, owners(&[]));
+        assert_eq!(
+            busy.to_string(),
+            r#""/img/a" is busy: held exclusive by a call that creates or deletes its file; asked for shared (/img/a)"#
+        );
     }
 
     #[test]

@@ -5,9 +5,11 @@
 //! number; and two questions: may a lock file be there, and may a path to one lead through it? A file
 //! system that is not in the list is taken for one that can hang.
 
+use std::ffi::OsString;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{self, Path, PathBuf};
 
+use super::fs::{self, FileKind};
 use super::procfs::{self, Mounts};
 
 /// Which calls to a file system cannot hang.
@@ -60,16 +62,66 @@ pub(crate) fn path_cannot_hang(path: &Path, fd: impl AsFd) -> bool {
     lookups_cannot_hang(&mounts, path) && lookups_cannot_hang(&mounts, &own)
 }
 
+/// Whether a lookup by this path is known not to hang, found out without asking any file system that
+/// can: the way is followed step by step, and no step is made that leads out of the local ones.
+pub(crate) fn way_seems_local(path: &Path) -> bool {
+    const MOST_SYMLINKS: u32 = 40;
+    let (Ok(path), Ok(mounts)) = (path::absolute(path), Mounts::read()) else { return false };
+    let mut here = PathBuf::new();
+    let mut ahead = steps_back_to_front(&path);
+    let mut symlinks = 0;
+    while let Some(step) = ahead.pop() {
+        if step == ".." {
+            here.pop();
+            continue;
+        }
+        // A step to the root begins anew.
+        here.push(step);
+        if !lookups_cannot_hang(&mounts, &here) {
+            return false;
+        }
+        match fs::lstat(&here).map(|status| status.kind()) {
+            Ok(FileKind::Symlink) => {}
+            Ok(_) => continue,
+            // Nor is any further step made by others.
+            Err(_) => return true,
+        }
+        symlinks += 1;
+        let Ok(target) = std::fs::read_link(&here) else { return false };
+        if symlinks > MOST_SYMLINKS {
+            return false;
+        }
+        here.pop();
+        ahead.extend(steps_back_to_front(&target));
+    }
+    true
+}
+
+fn steps_back_to_front(path: &Path) -> Vec<OsString> {
+    path.components().rev().map(|step| step.as_os_str().to_owned()).collect()
+}
+
+/// Whether the file system of the mount of this number is local. Does not ask it.
+pub(crate) fn mount_seems_local(mount: u64) -> bool {
+    Mounts::read().is_ok_and(|mounts| mounts.kind_of(mount).is_some_and(is_local))
+}
+
+fn is_local(kind: &[u8]) -> bool {
+    LOCAL.iter().any(|(name, _)| name.as_bytes() == kind)
+}
+
 /// Whether all that is mounted on the way along a path is local. False without any mount.
 fn lookups_cannot_hang(mounts: &Mounts, path: &Path) -> bool {
-    let is_local = |kind: &[u8]| LOCAL.iter().any(|(name, _)| name.as_bytes() == kind);
     let mut on_the_way = mounts.iter().filter(|mount| path.starts_with(mount.point())).peekable();
     on_the_way.peek().is_some() && on_the_way.all(|mount| is_local(mount.kind))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::{AsRawFd, RawFd};
+
     use super::*;
+    use crate::sys::procfs::FdInfo;
 
     const TABLE: &str = r"1 0 254:0 / / rw,relatime - ext4 /dev/vda rw
 2 1 0:20 / /run rw shared:5 master:7 - tmpfs tmpfs rw
@@ -101,6 +153,39 @@ mod tests {
     #[test]
     fn without_a_table_nothing_is_known() {
         assert!(!lookups_cannot_hang(&Mounts::parse(Vec::new()), Path::new("/")));
+    }
+
+    #[test]
+    fn a_way_is_followed_through_symlinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let [real, link, far, round] =
+            ["real", "link", "far", "round"].map(|name| dir.path().join(name));
+        std::fs::create_dir(&real).unwrap();
+        std::fs::write(real.join("a"), "").unwrap();
+        std::os::unix::fs::symlink("real/../real", &link).unwrap();
+        // Any file system that is not in the list.
+        let mounts = Mounts::read().unwrap();
+        let other =
+            mounts.iter().find(|mount| !super::is_local(mount.kind)).map(|mount| mount.point());
+        std::os::unix::fs::symlink(other.as_deref().unwrap_or(Path::new("x")), &far).unwrap();
+        std::os::unix::fs::symlink("round", &round).unwrap();
+        for path in [&link, dir.path(), &link.join("a"), &link.join("missing/../a")] {
+            assert!(way_seems_local(path), "{path:?}");
+        }
+        for path in [&round, Path::new("")] {
+            assert!(!way_seems_local(path), "{path:?}");
+        }
+        for path in [far.clone(), far.join("a/b"), link.join("../far")] {
+            assert_eq!(way_seems_local(&path), other.is_none(), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn a_descriptor_is_local_by_its_mount() {
+        let of = |fd: RawFd| mount_seems_local(FdInfo::of_own(fd).unwrap().mount().unwrap());
+        assert!(of(std::fs::File::open("/proc").unwrap().as_raw_fd()));
+        assert!(!of(std::io::pipe().unwrap().0.as_raw_fd()));
+        assert!(!mount_seems_local(0));
     }
 
     #[test]

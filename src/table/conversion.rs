@@ -23,7 +23,7 @@ impl<F: LockedFile> Resource<F> {
             hold.set_mode(to);
             return Conversion::Done;
         };
-        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing) else {
+        let State::Held(hold) = std::mem::replace(&mut self.state, State::changing()) else {
             unreachable!("its state has just been matched")
         };
         self.state = State::Converting(hold);
@@ -39,7 +39,7 @@ impl<F: LockedFile> Resource<F> {
         waits: &mut Waits<F>,
         wakes: &mut WakeList,
     ) {
-        if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::Changing) {
+        if let State::Converting(mut hold) = std::mem::replace(&mut self.state, State::changing()) {
             hold.put_file(file, converted_to);
             self.state = State::Held(hold);
         }

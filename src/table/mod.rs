@@ -39,7 +39,7 @@ pub(crate) use fairness::{Contention, LostRaces, RecentTurns, TurnKey, YIELD_TIM
 pub(crate) use hold::Hold;
 pub(crate) use owners::{HoldKind, Owners};
 pub(crate) use queue::{Grant, HandedOver, Ticket, WakeList};
-pub(crate) use resource::{Resource, UNRESPONSIVE_AFTER};
+pub(crate) use resource::Resource;
 pub(crate) use slots::Slot;
 
 use crate::engine::{Key, Name};
@@ -178,8 +178,10 @@ impl<F: LockedFile> Table<F> {
     }
 
     /// The next end of this resource's transition is told by [`WakeList::wake`].
-    pub(crate) fn watch_transition(&mut self, slot: Slot) {
-        self.slots.at_mut(slot).watched = true;
+    pub(crate) fn watch_transition(&mut self, slot: Slot, now: Instant) {
+        let resource = self.slots.at_mut(slot);
+        resource.watched = true;
+        resource.delays(now);
     }
 }
 
@@ -199,7 +201,7 @@ impl<F: LockedFile> Table<F> {
 
     /// Absent to changing. The caller has the transition.
     pub(crate) fn begin_change(&mut self, hash: u64, name: Arc<Name>) -> Slot {
-        self.slots.insert(|generation| Resource::new(name, hash, generation, State::Changing))
+        self.slots.insert(|generation| Resource::new(name, hash, generation, State::changing()))
     }
 
     /// The thread that acquires means another file by the name than the one before it did.
@@ -336,12 +338,13 @@ impl<F: LockedFile> Table<F> {
         slot: Slot,
         ticket: Ticket,
         claim: Claim,
+        now: Instant,
     ) -> Result<(), DeadlockCause> {
         let resource = self.slots.at_mut(slot);
         if let Some(why) = resource.would_wait_for_itself(&claim) {
             return Err(why);
         }
-        resource.enqueue(ticket, claim);
+        resource.enqueue(ticket, claim, now);
         Ok(())
     }
 
@@ -406,7 +409,7 @@ impl<F: LockedFile> Table<F> {
         }
         let State::Held(hold) = &mut resource.state else { return Err(NoSuchHold) };
         let change = hold.owners.remove(owner, kind)?;
-        let last = resource.owner_left(now, &mut self.waits, wakes);
+        let last = resource.owner_left(owner, now, &mut self.waits, wakes);
         if change != KeptChange::Unchanged {
             self.kept_changed(slot, owner, change);
         }
@@ -447,7 +450,7 @@ impl<F: LockedFile> Table<F> {
         if count == 0 {
             return KeptReleased::NONE;
         }
-        let last = resource.owner_left(now, &mut self.waits, wakes);
+        let last = resource.owner_left(owner, now, &mut self.waits, wakes);
         let last = last.map(|hold| (Arc::clone(resource.name()), hold));
         self.kept_changed(slot, owner, KeptChange::Ends);
         KeptReleased { count, last }

@@ -1,7 +1,7 @@
 //! One resource: its state, and its queue. The table of states is in [`super`].
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::fairness::MAX_TURN;
 use super::hold::Hold;
@@ -10,10 +10,6 @@ use super::{Admission, Claim, LockedFile};
 use crate::engine::Name;
 use crate::error::{Blockers, DeadlockCause};
 use crate::types::{ByteRange, Mode, Origin, OwnerId};
-
-/// A file system that has not answered for so long after its caller has left is called
-/// unresponsive: a caller can also leave just before the answer comes.
-pub(crate) const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
 
 /// A resource that is not absent.
 #[derive(Debug)]
@@ -37,7 +33,7 @@ pub(super) enum State<F> {
     Held(Hold<F>),
     /// The hold's file is with the thread that converts its lock.
     Converting(Hold<F>),
-    Changing,
+    Changing(Changing),
 }
 
 /// What the thread that is acquiring will hold.
@@ -49,9 +45,22 @@ pub(super) struct Acquiring {
     unresponsive_since: Option<Instant>,
 }
 
+/// What the thread that is changing does.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Changing {
+    /// It ends this owner's hold, in this mode; or it creates or deletes the file of nobody's.
+    ends: Option<(OwnerId, Mode)>,
+    /// Since when, at least, it lasts: since another call has waited for it.
+    seen: Option<Instant>,
+}
+
 impl<F> State<F> {
     pub(super) fn acquiring(owner: OwnerId, mode: Mode) -> Self {
         Self::Acquiring(Acquiring { owner, mode, unresponsive_since: None })
+    }
+
+    pub(super) fn changing() -> Self {
+        Self::Changing(Changing { ends: None, seen: None })
     }
 }
 
@@ -84,7 +93,8 @@ impl<F> Resource<F> {
         }
     }
 
-    /// Who holds it, or is about to, and how; `None` while it is changing.
+    /// Who holds it, or is about to, and how; `None` while it is changing, so that it will be free in
+    /// a moment.
     pub(crate) fn blockers(&self) -> Option<(Mode, Blockers)> {
         match &self.state {
             State::Acquiring(acquiring) | State::Contended(acquiring) => {
@@ -93,7 +103,15 @@ impl<F> Resource<F> {
             State::Held(hold) | State::Converting(hold) => {
                 Some((hold.mode(), hold.owners.blockers(None)))
             }
-            State::Changing => None,
+            State::Changing(_) => None,
+        }
+    }
+
+    /// The same; while it is changing, whose hold ends. `None` while its file is created or deleted.
+    pub(crate) fn occupant(&self) -> Option<(Mode, Blockers)> {
+        match &self.state {
+            State::Changing(changing) => changing.ends.map(|(owner, mode)| (mode, owner.into())),
+            _ => self.blockers(),
         }
     }
 
@@ -106,7 +124,7 @@ impl<F> Resource<F> {
     /// Whether a thread makes system calls for it now.
     #[cfg(feature = "snapshot")]
     pub(super) fn is_in_transition(&self) -> bool {
-        matches!(self.state, State::Acquiring(_) | State::Converting(_) | State::Changing)
+        matches!(self.state, State::Acquiring(_) | State::Converting(_) | State::Changing(_))
     }
 
     /// Since when its file system has not answered a caller that has left.
@@ -114,6 +132,21 @@ impl<F> Resource<F> {
         match &self.state {
             State::Acquiring(acquiring) => acquiring.unresponsive_since,
             _ => None,
+        }
+    }
+
+    /// Since when, at least, it is changing.
+    pub(crate) fn changing_since(&self) -> Option<Instant> {
+        match &self.state {
+            State::Changing(changing) => changing.seen,
+            _ => None,
+        }
+    }
+
+    /// Another call waits for the end of a transition.
+    pub(super) fn delays(&mut self, now: Instant) {
+        if let State::Changing(changing) = &mut self.state {
+            changing.seen.get_or_insert(now);
         }
     }
 
@@ -167,7 +200,7 @@ impl<F: LockedFile> Resource<F> {
             }
             State::Acquiring(acquiring) => acquiring.mode.compatible(claim.mode),
             State::Converting(_) => claim.mode == Mode::Shared,
-            State::Contended(_) | State::Changing => false,
+            State::Contended(_) | State::Changing(_) => false,
         };
         match &mut self.state {
             State::Held(hold) if compatible => hold.join(claim),
@@ -193,7 +226,8 @@ impl<F: LockedFile> Resource<F> {
         let excludes = |mode: Mode| !mode.compatible(claim.mode);
         match &self.state {
             // What nobody waits for any more will be given back.
-            State::Acquiring(Acquiring { unresponsive_since: Some(_), .. }) | State::Changing => {}
+            State::Acquiring(Acquiring { unresponsive_since: Some(_), .. })
+            | State::Changing(_) => {}
             State::Acquiring(acquiring) | State::Contended(acquiring) => {
                 if acquiring.owner == claim.owner && excludes(acquiring.mode) {
                     return Some(DeadlockCause::OwnWait { asked: acquiring.mode });
@@ -216,7 +250,8 @@ impl<F: LockedFile> Resource<F> {
     }
 
     /// Puts a wait at the end of the queue.
-    pub(super) fn enqueue(&mut self, ticket: Ticket, claim: Claim) {
+    pub(super) fn enqueue(&mut self, ticket: Ticket, claim: Claim, now: Instant) {
+        self.delays(now);
         let queue = self.queue.get_or_insert_default();
         queue.waiting.push_back(Queued { claim, ticket, upgrades: false });
     }
@@ -298,6 +333,7 @@ impl<F: LockedFile> Resource<F> {
     #[inline]
     pub(super) fn owner_left(
         &mut self,
+        owner: OwnerId,
         now: impl FnOnce() -> Instant,
         waits: &mut Waits<F>,
         wakes: &mut WakeList,
@@ -307,15 +343,16 @@ impl<F: LockedFile> Resource<F> {
             self.wake_upgrader(waits, wakes);
             return None;
         }
-        let hands_over = self.queue.as_mut().is_some_and(|queue| {
+        let somebody_waits = self.queue.as_ref().is_some_and(|queue| !queue.waiting.is_empty());
+        let seen = somebody_waits.then(now);
+        let hands_over = self.queue.as_mut().zip(seen).is_some_and(|(queue, now)| {
             let can = queue.waiting.front().is_some_and(|first| can_take_over(first, hold));
             // Also what a try has got is handed over for no longer than a turn.
-            can && {
-                let now = now();
-                now.saturating_duration_since(*queue.turn.get_or_insert(now)) < MAX_TURN
-            }
+            can && now.saturating_duration_since(*queue.turn.get_or_insert(now)) < MAX_TURN
         });
-        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing) else {
+        let changing = Changing { ends: Some((owner, hold.mode())), seen };
+        let State::Held(hold) = std::mem::replace(&mut self.state, State::Changing(changing))
+        else {
             unreachable!("its state has just been matched")
         };
         if !hands_over {

@@ -16,5 +16,6 @@ pub(crate) use context::{Start, WaitContext, WaitEnd};
 pub use wait::Wait;
 pub(crate) use watch_pool::{PooledInotify, WatchPool, Woken};
 pub(crate) use worker_pool::{
-    CallOptions, CallQueue, NoWorker, OnTimeout, TimedOut, WithoutWorker, WorkerPool,
+    CallOptions, CallQueue, DescriptorPermit, NoWorker, OnTimeout, TimedOut, UNRESPONSIVE_AFTER,
+    WorkerPool,
 };

@@ -7,9 +7,11 @@ use super::Cancel;
 /// How long an acquire may take. It is always written out, so that the line that acquires tells
 /// whether it blocks.
 ///
-/// A deadline covers everything: resolving a path, opening, locking. It is never early. A wait
-/// lets a worker thread make the system calls that could hang, which costs some ten microseconds more
-/// than a try does. In memory there are none.
+/// A deadline covers everything: resolving a path, opening, locking. It is never early. A call that
+/// was made just before it is given a moment to return, some milliseconds, and more if only a busy
+/// machine or a local disk delays it: a file system that answers is not to be called unresponsive. A
+/// wait lets a worker thread make the system calls that could hang, which costs some ten microseconds
+/// more than a try does. In memory there are none.
 ///
 /// ```
 /// use lockspace::{AcquireError, LockSpace, Naming, OwnerId, Request, Wait};

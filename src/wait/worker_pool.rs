@@ -9,6 +9,13 @@
 //! [`IDLE_TIME`]. A worker that is idle for so long removes the watches that waits have cached, and
 //! after each job the older ones; while a wait watches a file one worker stays for that, and while
 //! there are cached watches, one that runs no job.
+//!
+//! Where no worker can be had, because all of them hang or because no thread can be started, a call
+//! that cannot hang is made by its caller, as a try does. So what hangs does not stop what does not.
+//!
+//! A caller leaves at its deadline. Only where the file system does not delay the answer, it stays a
+//! moment longer: where the worker waits for a processor, or the call cannot hang. Otherwise a file
+//! system that answers would be said to give no answer.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -25,6 +32,7 @@ use parking_lot::Mutex;
 
 use super::{WaitContext, WaitEnd, WatchPool};
 use crate::sync::{Monitor, Waker};
+use crate::sys::procfs;
 
 /// How long a worker without a job stays, and a watch stays cached.
 const IDLE_TIME: Duration = Duration::from_millis(500);
@@ -38,8 +46,19 @@ const SPIN_TIME: Duration = Duration::from_micros(30);
 const STACK_SIZE: usize = 512 * 1024;
 
 /// So many file systems, or directories where file systems cannot be told apart, may hang before
-/// jobs for others have to wait.
+/// jobs for others that can hang have to wait.
 const MAX_WORKERS: usize = 64;
+
+/// A call that has not returned for so long is said to be unanswered; before that, it may have been
+/// made just now.
+pub(crate) const UNRESPONSIVE_AFTER: Duration = Duration::from_millis(100);
+
+/// A call is given so long to return, however soon the deadline comes.
+const LEAST_TIME: Duration = Duration::from_millis(10);
+
+/// So many jobs of one queue may have a descriptor each that was made for them. Those whose callers
+/// have left keep theirs until the file system answers.
+const MAX_DESCRIPTORS: usize = 16;
 
 /// Which system calls can hang together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -72,11 +91,44 @@ pub(crate) struct WorkerPool {
 #[derive(Default)]
 struct PoolState {
     /// The queues that have jobs, or a worker that runs one.
-    queues: HashMap<CallQueue, VecDeque<(u64, Job)>>,
+    queues: HashMap<CallQueue, Jobs>,
     /// The queues that have jobs and no worker.
     waiting: VecDeque<CallQueue>,
     workers: usize,
     submitted: u64,
+    /// How many jobs of a queue have a descriptor each.
+    descriptors: HashMap<CallQueue, usize>,
+}
+
+/// The jobs of one queue.
+struct Jobs {
+    waiting: VecDeque<(u64, Job)>,
+    worker: WorkerOf,
+}
+
+/// Who runs the jobs of a queue.
+#[derive(Clone, Copy)]
+enum WorkerOf {
+    Nobody,
+    /// The thread of this number, if it knows that.
+    Thread(Option<u32>),
+}
+
+impl PoolState {
+    /// How many of these workers without a job will have none once each queue that waits has one.
+    fn spare(&self, idle: usize) -> usize {
+        idle.saturating_sub(self.waiting.len())
+    }
+
+    /// Who runs the jobs of this queue.
+    fn worker_of(&self, queue: &CallQueue) -> WorkerOf {
+        self.queues.get(queue).map_or(WorkerOf::Nobody, |jobs| jobs.worker)
+    }
+
+    /// Whether another queue would wait for a job to end.
+    fn is_full(&self, idle: usize) -> bool {
+        self.spare(idle) == 0 && self.workers >= MAX_WORKERS
+    }
 }
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -93,18 +145,43 @@ pub(crate) enum OnTimeout {
     RunAnyway,
 }
 
-/// What becomes of a job where there is no worker and none can be started.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum WithoutWorker {
-    Fail,
-    /// It runs on the caller's thread, as long as that takes.
-    RunHere,
+#[derive(Clone, Copy)]
+pub(crate) struct CallOptions<'a> {
+    pub(crate) on_timeout: OnTimeout,
+    /// Whether the call is known not to hang. Asked only where there is no worker for it, or no
+    /// answer at the deadline.
+    pub(crate) cannot_hang: &'a dyn Fn() -> bool,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CallOptions {
-    pub(crate) on_timeout: OnTimeout,
-    pub(crate) without: WithoutWorker,
+/// What to do with a job where all workers that there may be have one that does not end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenFull {
+    Refuse,
+    Queue,
+}
+
+/// Why a job is in no queue.
+enum NotQueued {
+    Full,
+    NoThread(io::Error),
+}
+
+/// The right to have a descriptor in one job of a queue.
+pub(crate) struct DescriptorPermit {
+    pool: &'static WorkerPool,
+    queue: CallQueue,
+}
+
+impl Drop for DescriptorPermit {
+    fn drop(&mut self) {
+        let mut state = self.pool.state.lock();
+        if let Some(count) = state.descriptors.get_mut(&self.queue) {
+            *count -= 1;
+            if *count == 0 {
+                state.descriptors.remove(&self.queue);
+            }
+        }
+    }
 }
 
 /// Where a job stands.
@@ -196,7 +273,7 @@ impl WorkerPool {
     /// one or none can be had.
     pub(crate) fn prepare_to_drop_cached(&'static self) {
         if !self.will_drop_cached() {
-            self.run_detached(&CallQueue::Housekeeping, || ());
+            let _ = self.submit(&CallQueue::Housekeeping, Box::new(|| ()), WhenFull::Refuse);
         }
     }
 
@@ -206,11 +283,11 @@ impl WorkerPool {
     /// this thread, and then, on the worker, `abandoned` with what the job returns; `None` if it panics.
     ///
     /// # Errors
-    /// [`NoWorker`] where no thread can be started, unless the job is to run here then.
+    /// [`NoWorker`] where no thread can be started, and the call may hang.
     pub(crate) fn run<T: Send + 'static>(
         &'static self,
         queue: &CallQueue,
-        (context, options): (&WaitContext, CallOptions),
+        (context, options): (&WaitContext, CallOptions<'_>),
         work: impl FnOnce() -> T + Send + 'static,
         abandoned: impl FnOnce(Option<T>) + Send + 'static,
         mut leaving: impl FnMut(),
@@ -222,21 +299,24 @@ impl WorkerPool {
             let call = Arc::clone(&call);
             Box::new(move || call.run(work, abandoned))
         };
-        let number = match self.submit(queue, job) {
-            Ok(number) => Some(number),
-            Err((_, job)) if options.without == WithoutWorker::RunHere => {
-                job();
-                None
-            }
-            Err((error, _)) => return Err(NoWorker(error)),
-        };
+        let number = self.submit_or_run(queue, options, job)?;
         let submitted = Instant::now();
         while !call.is_done() && submitted.elapsed() < SPIN_TIME {
             thread::yield_now();
         }
         loop {
-            match call.poll(context.end(), &mut leaving) {
-                None => context.waker.sleep(context.deadline()),
+            let end = match context.end() {
+                Some(WaitEnd::TimedOut)
+                    if submitted.elapsed() < LEAST_TIME
+                        || self.is_delayed_here(queue)
+                        || submitted.elapsed() < UNRESPONSIVE_AFTER && (options.cannot_hang)() =>
+                {
+                    None
+                }
+                end => end,
+            };
+            match call.poll(end, &mut leaving) {
+                None => context.waker.sleep(wake_up_at(context, submitted)),
                 Some(Err(timed_out)) => {
                     if let (OnTimeout::Remove, Some(number)) = (on_timeout, number) {
                         self.remove(queue, number);
@@ -248,38 +328,121 @@ impl WorkerPool {
         }
     }
 
-    /// Runs `work` on a worker, without waiting for it; or here where no thread can be started.
+    /// Whether the jobs of a queue are delayed by nothing but this machine: no worker has come to them
+    /// yet, or theirs waits for a processor.
+    fn is_delayed_here(&self, queue: &CallQueue) -> bool {
+        let worker = {
+            let state = self.state.lock();
+            let idle = self.idle.load(Ordering::SeqCst);
+            match state.worker_of(queue) {
+                WorkerOf::Nobody => return idle > 0 || state.workers < MAX_WORKERS,
+                WorkerOf::Thread(number) => number,
+            }
+        };
+        worker.is_some_and(procfs::is_runnable)
+    }
+
+    /// Runs `work` on a worker, without waiting for it; or here where none can be had.
     pub(crate) fn run_detached(
         &'static self,
         queue: &CallQueue,
+        cannot_hang: &dyn Fn() -> bool,
         work: impl FnOnce() + Send + 'static,
     ) {
-        if let Err((_, job)) = self.submit(queue, Box::new(work)) {
-            job();
+        let options = CallOptions { on_timeout: OnTimeout::RunAnyway, cannot_hang };
+        let queued = self.submit_or_run(queue, options, Box::new(work));
+        debug_assert!(queued.is_ok(), "it has been run here otherwise");
+    }
+
+    /// The right to make a descriptor for one job of this queue. Where there are many already, waits
+    /// until the file system answers, with nothing that would be left behind.
+    pub(crate) fn permit_descriptor(
+        &'static self,
+        queue: &CallQueue,
+        context: &WaitContext,
+    ) -> Result<DescriptorPermit, TimedOut> {
+        let mut worker_is_there = true;
+        loop {
+            {
+                let mut state = self.state.lock();
+                let count = state.descriptors.entry(queue.clone()).or_default();
+                if *count < MAX_DESCRIPTORS || !worker_is_there {
+                    *count += 1;
+                    return Ok(DescriptorPermit { pool: self, queue: queue.clone() });
+                }
+            }
+            let options = CallOptions { on_timeout: OnTimeout::Remove, cannot_hang: &|| false };
+            match self.run(queue, (context, options), || (), drop, || ()) {
+                Ok(turn) => turn?,
+                // Then no jobs are queued either.
+                Err(NoWorker(_)) => worker_is_there = false,
+            }
         }
     }
 
-    /// Returns the job's number; or the job, where it would need a thread and none can be started.
-    fn submit(&'static self, queue: &CallQueue, job: Job) -> Result<u64, (io::Error, Job)> {
+    /// Queues a job, and returns its number; or runs it here, where no worker can be had.
+    fn submit_or_run(
+        &'static self,
+        queue: &CallQueue,
+        options: CallOptions<'_>,
+        job: Job,
+    ) -> Result<Option<u64>, NoWorker> {
+        let refused = match self.submit(queue, job, WhenFull::Refuse) {
+            Ok(number) => return Ok(Some(number)),
+            Err(refused) => refused,
+        };
+        let refused = match refused {
+            (_, job) if (options.cannot_hang)() => {
+                job();
+                return Ok(None);
+            }
+            (NotQueued::Full, job) => self.submit(queue, job, WhenFull::Queue),
+            no_thread => Err(no_thread),
+        };
+        match refused {
+            Ok(number) => Ok(Some(number)),
+            // What it has must not be dropped.
+            Err((_, job)) if options.on_timeout == OnTimeout::RunAnyway => {
+                job();
+                Ok(None)
+            }
+            Err((NotQueued::NoThread(error), _)) => Err(NoWorker(error)),
+            Err((NotQueued::Full, _)) => unreachable!("then it waits in its queue"),
+        }
+    }
+
+    /// Returns the job's number; or the job, if it is in no queue.
+    fn submit(
+        &'static self,
+        queue: &CallQueue,
+        job: Job,
+        when_full: WhenFull,
+    ) -> Result<u64, (NotQueued, Job)> {
         let mut state = self.state.lock();
         state.submitted += 1;
         let number = state.submitted;
+        let idle = self.idle.load(Ordering::SeqCst);
+        let is_free = matches!(state.worker_of(queue), WorkerOf::Nobody);
+        if when_full == WhenFull::Refuse && is_free && state.is_full(idle) {
+            return Err((NotQueued::Full, job));
+        }
         if let Some(jobs) = state.queues.get_mut(queue) {
-            jobs.push_back((number, job));
+            jobs.waiting.push_back((number, job));
             return Ok(number);
         }
-        let idle = self.idle.load(Ordering::SeqCst).saturating_sub(state.waiting.len());
+        let idle = state.spare(idle);
         // Cached watches must not stay because of a job that hangs.
         let keeps_one_idle = idle == 1 && self.watches.has_cached();
         if (idle == 0 || keeps_one_idle) && state.workers < MAX_WORKERS {
             let worker = thread::Builder::new().name("lockspace".into()).stack_size(STACK_SIZE);
             match worker.spawn(move || self.work()) {
                 Ok(_) => state.workers += 1,
-                Err(error) if idle == 0 => return Err((error, job)),
+                Err(error) if idle == 0 => return Err((NotQueued::NoThread(error), job)),
                 Err(_) => {}
             }
         }
-        state.queues.insert(queue.clone(), VecDeque::from([(number, job)]));
+        let jobs = Jobs { waiting: VecDeque::from([(number, job)]), worker: WorkerOf::Nobody };
+        state.queues.insert(queue.clone(), jobs);
         state.waiting.push_back(queue.clone());
         // The worker that is woken needs this mutex, so it is unlocked before the notification.
         drop(state);
@@ -293,8 +456,8 @@ impl WorkerPool {
         let job = {
             let mut state = self.state.lock();
             state.queues.get_mut(queue).and_then(|jobs| {
-                let at = jobs.iter().position(|&(other, _)| other == number)?;
-                jobs.remove(at)
+                let at = jobs.waiting.iter().position(|&(other, _)| other == number)?;
+                jobs.waiting.remove(at)
             })
         };
         // Not under the mutex of all queues.
@@ -303,11 +466,15 @@ impl WorkerPool {
 
     /// What a worker does from its start to its end.
     fn work(&self) {
+        let worker = WorkerOf::Thread(procfs::own_tid());
         let mut state = self.state.lock();
         loop {
             if let Some(queue) = state.waiting.pop_front() {
+                if let Some(jobs) = state.queues.get_mut(&queue) {
+                    jobs.worker = worker;
+                }
                 while let Some((_, job)) =
-                    state.queues.get_mut(&queue).and_then(VecDeque::pop_front)
+                    state.queues.get_mut(&queue).and_then(|jobs| jobs.waiting.pop_front())
                 {
                     drop(state);
                     // A panic ends this job and no other one: the queue must keep its worker.
@@ -339,6 +506,16 @@ impl WorkerPool {
     }
 }
 
+/// When to look again for the answer to a call, and whether to leave.
+fn wake_up_at(context: &WaitContext, submitted: Instant) -> Option<Instant> {
+    let deadline = context.deadline()?;
+    let now = Instant::now();
+    match now < deadline {
+        true => Some(deadline.max(submitted + LEAST_TIME)),
+        false => Some(now + LEAST_TIME),
+    }
+}
+
 impl fmt::Debug for WorkerPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("WorkerPool").finish_non_exhaustive()
@@ -353,8 +530,8 @@ mod tests {
     use crate::wait::{Cancel, Start, Wait};
 
     const QUEUE: CallQueue = CallQueue::Device(1);
-    const OPTIONS: CallOptions =
-        CallOptions { on_timeout: OnTimeout::RunAnyway, without: WithoutWorker::Fail };
+    const OPTIONS: CallOptions<'_> =
+        CallOptions { on_timeout: OnTimeout::RunAnyway, cannot_hang: &|| false };
 
     fn pool() -> &'static WorkerPool {
         Box::leak(Box::new(WorkerPool::new(Arc::default())))
@@ -376,7 +553,7 @@ mod tests {
     #[test]
     fn a_panic_ends_one_job_and_no_queue() {
         let pool = pool();
-        pool.run_detached(&QUEUE, || panic!("in a job that nobody waits for"));
+        pool.run_detached(&QUEUE, &|| false, || panic!("in a job that nobody waits for"));
         expect_a_worker(pool);
 
         let waiting = context(Wait::FOREVER);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 
 use crate::programs::{Holding, Home, example, image_lock, run};
+use crate::support::forked::without_threads;
 use crate::support::interop::skip_or_fail;
 
 /// An `image_lock --wait` that has said for whom it waits.
@@ -370,4 +371,25 @@ fn without_a_directory_a_user_gets_one_of_its_own_and_no_stranger_may_have_made_
         assert_eq!((refused.code, &*refused.out), (Some(1), ""), "{refused:?}");
         assert!(refused.err.contains("is not a directory of this user alone"), "{refused:?}");
     }
+}
+
+/// A container may forbid it, or a user have too many.
+#[test]
+fn where_no_thread_can_be_had_image_lock_waits_all_the_same() {
+    let home = Home::new();
+    let mut command = home.by_directory(["--wait", "60"]);
+    if !without_threads(&mut command) {
+        return skip_or_fail("seccomp", "the kernel refuses a filter");
+    }
+    let locked = run(command);
+    assert_eq!(locked.code, Some(0), "{locked:?}");
+    assert!(locked.out.starts_with("locked "), "{locked:?}");
+    let said = "waiting without telling who holds: no thread for it: Operation not permitted";
+    assert!(locked.err.starts_with(said), "{locked:?}");
+
+    let mut show = image_lock([""; 0]);
+    without_threads(&mut show);
+    let shown = run(show);
+    assert_eq!(shown.code, Some(1), "{shown:?}");
+    assert!(!shown.err.contains("panicked"), "{shown:?}");
 }

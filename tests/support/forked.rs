@@ -145,6 +145,15 @@ pub(crate) fn refuse_system_calls(calls: &[libc::c_long]) -> bool {
     }
 }
 
+/// A program that can start no thread: the kernel refuses it. `false` where it has no such filters.
+pub(crate) fn without_threads(command: &mut std::process::Command) -> bool {
+    use std::os::unix::process::CommandExt;
+    let refuse = || refuse_system_calls(&[libc::SYS_clone, libc::SYS_clone3]);
+    // SAFETY: the child is a copy of this thread, and glibc puts malloc in order after a fork.
+    unsafe { command.pre_exec(move || if refuse() { Ok(()) } else { Err(io::Error::other("")) }) };
+    fork(|| exit_now(i32::from(!refuse()))).join_code() == 0
+}
+
 /// Ends this process, without destructors.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: nothing of this process runs after it.

@@ -1,6 +1,7 @@
 //! Waiting: who is granted when, deadlines and cancelling, the order within a space and between
 //! processes, file systems that hang, and what of a wait is left when it is over.
 
+mod answers;
 mod cancelling;
 mod costs;
 mod deadlines;

@@ -27,7 +27,7 @@ pub(crate) use fdinfo::OwnFdinfo;
 pub(crate) use fdinfo::{FdInfo, locks_on_descriptor};
 pub(crate) use locks::{Entry, FdLock, FileKey, LockKind, Seen, locks_on, tally};
 pub(crate) use mountinfo::Mounts;
-pub(crate) use processes::{Descriptor, carriers, command_of};
+pub(crate) use processes::{Descriptor, carriers, command_of, is_runnable};
 
 /// What an [`IoError`](crate::IoError) calls the reading of a descriptor's locks.
 pub(crate) const READ_FDINFO: &str = "read /proc/thread-self/fdinfo";
@@ -61,6 +61,12 @@ pub(crate) fn own_pid() -> Option<u32> {
     // Such as `77/task/79`.
     let link = fs::read_link("/proc/thread-self").ok()?;
     parse(link.iter().next()?.as_bytes())
+}
+
+/// The number of the calling thread in the pid namespace of `/proc`.
+pub(crate) fn own_tid() -> Option<u32> {
+    let link = fs::read_link("/proc/thread-self").ok()?;
+    parse(link.file_name()?.as_bytes())
 }
 
 /// What is at a path in `/proc` that exists as long as `/proc` does.
@@ -104,5 +110,7 @@ mod tests {
     #[test]
     fn this_process_is_known_by_its_pid() {
         assert_eq!(own_pid(), Some(std::process::id()));
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
+        assert_eq!(own_tid(), Some(tid.unsigned_abs()));
     }
 }

@@ -33,6 +33,11 @@ impl Mounts {
         self.0.split(|&b| b == b'\n').filter_map(Mount::parse)
     }
 
+    /// The kind of the file system of the mount of this number.
+    pub(crate) fn kind_of(&self, id: u64) -> Option<&[u8]> {
+        self.iter().find(|mount| mount.id == id).map(|mount| mount.kind)
+    }
+
     /// The device of the mount of this number.
     pub(super) fn device_of(&self, id: u64) -> Option<u64> {
         self.iter().find(|mount| mount.id == id).map(|mount| mount.device)

@@ -101,9 +101,42 @@ fn descriptors_by(pid: u32, tid: u32) -> Option<Vec<Descriptor>> {
     Some(numbers.map(|fd| Descriptor { pid, tid, fd }).collect())
 }
 
+/// Whether a thread of this process runs, or would if there were a processor for it: it waits for
+/// nothing else.
+pub(crate) fn is_runnable(tid: u32) -> bool {
+    let stat = fs::read(format!("/proc/self/task/{tid}/stat")).unwrap_or_default();
+    // Such as `77 (lockspace) R 1 ...`; the name can have any byte.
+    let name_ends = stat.iter().rposition(|&byte| byte == b')');
+    name_ends.is_some_and(|at| stat[at..].starts_with(b") R"))
+}
+
 /// The short name of a process, which it chose itself; empty where it cannot be read.
 pub(crate) fn command_of(pid: u32) -> OsString {
     let mut command = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     command.pop_if(|last| *last == b'\n');
     OsString::from_vec(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::own_tid;
+    use super::*;
+
+    #[test]
+    fn a_thread_that_waits_is_not_runnable() {
+        assert!(is_runnable(own_tid().unwrap()));
+        let (tell, told) = std::sync::mpsc::channel();
+        let (stay, end) = std::sync::mpsc::channel::<()>();
+        let other = std::thread::spawn(move || {
+            tell.send(own_tid().unwrap()).unwrap();
+            let _ = end.recv();
+        });
+        let other_is = told.recv().unwrap();
+        while is_runnable(other_is) {
+            std::thread::yield_now();
+        }
+        drop(stay);
+        other.join().unwrap();
+        assert!(!is_runnable(u32::MAX));
+    }
 }

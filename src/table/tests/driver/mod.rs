@@ -196,7 +196,7 @@ impl Driver {
                     }
                     let Some(id) = call else { break self.refused(slot, why) };
                     let ticket = self.calls[&id].ticket;
-                    if let Err(why) = self.table.enqueue(slot, ticket, claim) {
+                    if let Err(why) = self.table.enqueue(slot, ticket, claim, self.now) {
                         break describe::deadlock(&why);
                     }
                     self.new_call(id, ask).slot = Some(slot);
@@ -218,7 +218,7 @@ impl Driver {
             Admission::InTransition | Admission::Unresponsive(_) => {}
             other => panic!("{other:?}"),
         }
-        self.table.watch_transition(slot);
+        self.table.watch_transition(slot, self.now);
         match why {
             Admission::Unresponsive(since) => format!("unresponsive since {}", self.moment(since)),
             _ => "watches".to_owned(),
@@ -335,7 +335,7 @@ impl Driver {
             Some(slot) => match self.table.resource(slot).blockers() {
                 Some((mode, owners)) => describe::refused_by(mode, &owners),
                 None => {
-                    self.table.watch_transition(slot);
+                    self.table.watch_transition(slot, self.now);
                     "watches".to_owned()
                 }
             },

@@ -28,7 +28,7 @@ impl Driver {
             State::Converting(hold) => {
                 return Seen { phase: "converting", ..self.see_hold(slot, hold) };
             }
-            State::Changing => return Seen { phase: "changing", ..Seen::default() },
+            State::Changing(_) => return Seen { phase: "changing", ..Seen::default() },
         };
         let Some((mode, Blockers::One([owner]))) = resource.blockers() else {
             panic!("{phase} by nobody, or by several")
