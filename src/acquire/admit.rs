@@ -225,6 +225,15 @@ fn refusal(
             return failure::frozen(name.text());
         }
         WaitEnd::TimedOut if resource.is_contended() => Busy::outside_by(name, asked, None),
+        // Nobody excludes it: it has waited for the system calls of another thread alone.
+        WaitEnd::TimedOut
+            if resource.hold().is_none()
+                && resource.occupant().is_some_and(|(mode, _)| mode.compatible(asked))
+                && context.waited() >= UNRESPONSIVE_AFTER
+                && leads_to_a_file(&name) =>
+        {
+            return failure::unresponsive(name.text(), name.path(), context.waited());
+        }
         WaitEnd::TimedOut => match resource.occupant() {
             Some((held, owners)) => inside(resource, asked, held, owners),
             // By a call that creates or deletes the file.
