@@ -1,4 +1,5 @@
-//! A call's way past the table: it joins, acquires, waits in the queue, or is refused.
+//! Admission by the table: a call joins a hold, gets a transition, waits in the queue, or is
+//! refused.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,17 +17,17 @@ use crate::wait::{UNRESPONSIVE_AFTER, WaitContext, WaitEnd};
 /// A release that is not over after so long hangs, or its thread has got no processor all that time.
 const HANGS_AFTER: Duration = Duration::from_secs(1);
 
-/// How a call has got past the table.
+/// What the table has granted to a call.
 pub(super) enum Entry<'a> {
-    /// It has joined others that hold the resource.
+    /// The call has joined the other shared holds of the resource.
     Joined(Slot, Arc<Name>),
-    /// The resource is this call's to acquire.
+    /// The call has the transition, and acquires the resource.
     Acquire(TransitionGuard<'a>, HandedOver<LockFile>),
     AskAgain,
 }
 
 impl Core {
-    /// Asks the table for admission, and waits for it as `patience` says.
+    /// Asks the table for admission, and waits for it if `patience` says so.
     pub(super) fn enter(
         &self,
         resolved: &ResolvedRequest<'_>,
@@ -90,8 +91,8 @@ impl Core {
         })
     }
 
-    /// A call that does not wait for holders: waits for a transition that will be over in a moment,
-    /// and is refused by anything else.
+    /// Ends one round of a call that does not wait for holders: sleeps if only a transition is in
+    /// the way, so that the call asks again; else refuses the call.
     fn refuse_unless_passing(
         &self,
         table: &mut MutexGuard<'_, Table<LockFile>>,
@@ -162,8 +163,8 @@ impl Core {
         }
     }
 
-    /// The thread that acquired before may have meant a file by its path, and this one means one by
-    /// a descriptor, or the other way round: then the way to the file is another one.
+    /// Renames the transition for this request. The previous acquire of this name may have used a
+    /// path, and this one a descriptor, or the reverse: then the way to the file differs.
     fn as_it_is_meant<'a>(
         &'a self,
         transition: TransitionGuard<'a>,
@@ -176,7 +177,7 @@ impl Core {
         Ok(transition.renamed(name))
     }
 
-    /// The wait has ended in the queue.
+    /// Takes a wait that has ended out of the queue, and returns its error.
     fn leave_queue(
         &self,
         mut table: MutexGuard<'_, Table<LockFile>>,

@@ -1,7 +1,7 @@
 //! Several requests at once: all, or none.
 //!
-//! Never holds and waits: the resource that was refused is waited for with nothing held, and comes
-//! first then.
+//! Such a call never waits while it holds something. When a request is refused, the call releases
+//! what it has acquired, waits for that one resource, and then tries the others again.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -72,7 +72,7 @@ impl Core {
 
 impl<'a> Batch<'a> {
     /// # Errors
-    /// Those of resolving; and if one request excludes another one.
+    /// Those of resolving, and [`InvalidRequest::Twice`] if two requests exclude each other.
     fn new(
         core: &'a Arc<Core>,
         owner: OwnerId,
@@ -85,7 +85,7 @@ impl<'a> Batch<'a> {
         Ok(batch)
     }
 
-    /// Refuses a request that would wait for another one of this call.
+    /// Refuses two requests for one name or file that exclude each other.
     fn check_duplicates(&self) -> Result<(), AcquireError> {
         let (mut names, mut files) = (HashMap::new(), HashMap::new());
         for (index, request) in self.requests.iter().enumerate() {
@@ -145,7 +145,8 @@ impl<'a> Batch<'a> {
             if refused.is_none() || context.end() == Some(WaitEnd::TimedOut) {
                 return Err(AcquireError::Busy(busy.after(context.waited())));
             }
-            // Two calls that ask for the same in opposite orders must not step aside in step.
+            // A random pause: two calls with the same requests in opposite orders could otherwise
+            // refuse each other in every round.
             rounds += 1;
             if rounds > 1 {
                 let most = YIELD_TIME.as_micros() as u64 * rounds.min(8);
@@ -155,10 +156,10 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Until when one of the resources is to be left to other processes.
+    /// Until when the call must leave one of the resources to other processes.
     ///
     /// # Errors
-    /// What the owner itself holds would never become free, whatever else is in the way.
+    /// A request would wait for a hold of its own owner, which would never end.
     fn check_whether_to_yield(&self) -> Result<Option<Instant>, AcquireError> {
         let table = self.core.lock();
         let mut until = None;
@@ -181,8 +182,8 @@ impl<'a> Batch<'a> {
         Ok(until)
     }
 
-    /// One round: each request but the one that is held already is tried in order. If one is
-    /// refused, what was taken is given back.
+    /// One round: tries each request in order, except `first`, which is held already. If one is
+    /// refused, releases all that this call has acquired.
     fn try_all(
         &self,
         first: Option<(usize, OwnedHold)>,
@@ -218,7 +219,7 @@ impl<'a> Batch<'a> {
                 match self.acquire(index, patience) {
                     Ok(hold) => holds[index] = Some(hold),
                     Err(AcquireError::Busy(busy)) => {
-                        // Perhaps by another name of what this call itself has just taken.
+                        // This call may itself have just locked the file, by another name.
                         let own = busy.file().and_then(|id| files.get(&id));
                         return Err(match own {
                             Some(&duplicate) => self.named_twice(index, duplicate),
@@ -244,7 +245,8 @@ impl<'a> Batch<'a> {
         table.resource(hold?.slot()).hold()?.file().map(LockFile::id)
     }
 
-    /// Gives back what was taken: here what cannot hang, and after that on workers what can.
+    /// Releases the holds of a refused round: on this thread those whose release cannot hang, then
+    /// the others on workers.
     fn give_back(&self, holds: Vec<Option<OwnedHold>>, context: &WaitContext) {
         let mut may_hang = Vec::new();
         for (hold, request) in holds.into_iter().zip(&self.requests) {

@@ -1,8 +1,9 @@
 //! Which thread makes a system call: this one, or a worker.
 //!
-//! A call that may wait must end at its deadline, so a worker makes for it what may hang: everything
-//! but calls on files that are known to be answered from the kernel's memory. A try makes all its
-//! system calls itself.
+//! A call that may wait must end at its deadline, so a worker makes the system calls that may hang:
+//! all that open a file or resolve a path, and those on an open file unless its file system is
+//! known to answer from the kernel's memory. The conversion of a lock is an exception, see
+//! `convert`. A try makes all its system calls itself.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -29,7 +30,7 @@ pub(super) enum Thread {
 }
 
 impl Thread {
-    /// For calls on an open file.
+    /// The thread for system calls on an open file.
     pub(super) fn for_file(file: &LockFile, on_timeout: OnTimeout) -> Self {
         match file.is_local() {
             true => Self::This,
@@ -37,8 +38,8 @@ impl Thread {
         }
     }
 
-    /// For calls that open the file of a name. Also on a local file system an open can hang: behind
-    /// a scanner that asks to permit it (fanotify), or in a device's driver.
+    /// The thread for system calls that open the file of a name. An open can hang even on a local
+    /// file system: it waits for a scanner's permission (fanotify), or in a device's driver.
     pub(super) fn to_open(name: &Name, on_timeout: OnTimeout) -> Self {
         match name.leads_nowhere() && !name.is_of_opened() {
             true => Self::This,
@@ -47,8 +48,8 @@ impl Thread {
     }
 }
 
-/// Makes a call that leaves nothing to be given back, about a resource and a path: on this thread
-/// without a `context`, else on a worker, which takes it from `queue`.
+/// Runs `work`, whose result needs no cleanup if the wait ends first: without a `context` on this
+/// thread, else on a worker, by way of `queue`. `text` and `path` are for the error.
 pub(super) fn call<T: Send + 'static>(
     core: &Core,
     (text, path): (&OsStr, &Path),

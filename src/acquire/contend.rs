@@ -1,4 +1,5 @@
-//! Doing what a [`Contender`] says: the system calls and the sleep of a wait whose turn it is.
+//! Carries out the actions of a [`Contender`]: the system calls and the sleeps of the wait that has
+//! the resource's transition.
 
 use std::sync::Arc;
 use std::thread;
@@ -17,31 +18,31 @@ use crate::wait::{
     UNRESPONSIVE_AFTER, WaitContext, WaitEnd, Woken,
 };
 
-/// What a contender decides about: an acquire, or an upgrade.
+/// The two waits that a contender can decide for: an acquire, or an upgrade.
 pub(super) trait Contest {
     /// Opens the file and locks it.
     fn open(&mut self) -> Result<Event, AcquireError>;
 
-    /// Locks the open file again, if `watch` says so after the kernel was asked to tell of it.
+    /// Tries to lock the open file again. For [`Watching::Anew`], first renews the watch.
     fn retry(&mut self, watch: Watching) -> Result<Event, AcquireError>;
 
     fn rest(&mut self, rest: Rest) -> Result<Event, AcquireError>;
 
-    /// The file that is open now, if it is locked elsewhere.
+    /// The open file, if its lock was refused.
     fn file(&self) -> Option<FileId>;
 
     /// The error of a wait that is over.
     fn give_up(&mut self) -> AcquireError;
 }
 
-/// Whether the watch of an open file is renewed before that is tried again.
+/// Whether to renew the watch of an open file before trying its lock again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watching {
     AsBefore,
     Anew,
 }
 
-/// Does what the contender says, from `action` on, until it is done or has given up.
+/// Carries out `action` and all later actions of the contender, until it finishes or gives up.
 pub(super) fn drive(
     core: &Core,
     contest: &mut impl Contest,
@@ -104,24 +105,25 @@ pub(super) struct ContendingAcquire<'a> {
     claim: Claim,
     context: &'a WaitContext,
     queue: CallQueue,
-    /// The open file, while it is locked elsewhere.
+    /// The open file, while its lock is refused.
     contended: Option<ContendedFile>,
-    /// What was in the way last.
+    /// What refused the last try.
     last_refusal: Option<LastRefusal>,
     locked: Option<Locked>,
 }
 
-/// What was in the way of a file.
+/// What refused a try.
 #[derive(Clone, Copy)]
 enum LastRefusal {
-    /// Somebody's lock: this one, if the kernel has told.
+    /// A lock on this file; which one, if the kernel has told.
     Lock(FileId, Option<Outside>),
     Lease(FileId),
 }
 
-/// A file that is open here and locked elsewhere.
+/// A file that is open in this call and not locked by it.
 struct ContendedFile {
-    /// Dropped first: the end of a watch must not be that of its inode, which can hang.
+    /// Dropped before the file: otherwise removing the watch could drop the inode's last reference,
+    /// which can hang.
     watch: Option<PooledInotify>,
     file: LockFile,
 }
@@ -159,7 +161,7 @@ impl<'a> ContendingAcquire<'a> {
         }
         let (contention, locked) = (contention?, self.locked.take());
         let locked = locked.expect("the contender has finished with a lock");
-        // Nobody else is to be given a turn at what is in memory.
+        // A lock in memory has no turns: no other process can want it.
         let turn = locked.file.as_ref().map(|_| {
             self.core.process.fairness.begin_turn(turn_key(self.transition.name()), contention)
         });
@@ -191,8 +193,8 @@ impl<'a> ContendingAcquire<'a> {
         Ok(contender.contention())
     }
 
-    /// Takes over the file, locked in mode `held`, that another owner of this process has just
-    /// left. `false` if that cannot be: then it is released, as if nobody had waited.
+    /// Takes over the file of a hold of this space that has just ended, locked in mode `held`.
+    /// `false` if that fails: then the file was released, as if there had been no waiter.
     fn take_over(
         &mut self,
         file: LockFile,
@@ -205,8 +207,8 @@ impl<'a> ContendingAcquire<'a> {
         };
         let (core, name) = (Arc::clone(self.core), Arc::clone(self.transition.name()));
         let mode = self.claim.mode;
-        // Not dropped with a job that never runs: a forked child may share the description, and
-        // only an unlock ends the lock then.
+        // The job must run, and not just be dropped with the file: if a forked child shares the
+        // open file description, only an unlock ends the lock.
         let thread = Thread::for_file(&file, OnTimeout::RunAnyway);
         let take_over = move || {
             let mut file = file;
@@ -244,8 +246,8 @@ impl<'a> ContendingAcquire<'a> {
         self.call(thread, move || drop(file.release(&name, unlink)), |()| None)
     }
 
-    /// Makes system calls for the transition. If the wait ends first, what they bring later is
-    /// given back: `late` says which file, and the mode in which it is to be unlinked.
+    /// Makes system calls for the transition. If the wait ends first, the worker releases what they
+    /// return later: `late` gives the file to release, and the mode if it is to be unlinked.
     fn call<T: Send + 'static>(
         &mut self,
         thread: Thread,
@@ -276,7 +278,7 @@ impl<'a> ContendingAcquire<'a> {
 
     fn no_answer(&self, end: WaitEnd, began: Instant) -> AcquireError {
         match self.last_refusal {
-            // Somebody held it when it was looked at last, and there was no time to learn more.
+            // The last try was refused, and the wait ended too soon for an answer to the next one.
             Some(last) if end == WaitEnd::TimedOut && began.elapsed() < UNRESPONSIVE_AFTER => {
                 self.busy(last)
             }
@@ -311,8 +313,9 @@ impl<'a> ContendingAcquire<'a> {
         failure::from_lock_error(error, name.text(), || name.path())
     }
 
-    /// System calls are made from now on, unless the space is frozen until the wait is over, or
-    /// the wait is cancelled: what is free now is not for it any more.
+    /// Contended to acquiring, before system calls: waits for the end of a freeze. Fails if the
+    /// wait ends before that, or is cancelled: a cancelled wait must not take the lock even if it
+    /// is free.
     fn resume(&self) -> Result<(), AcquireError> {
         let mut table = self.core.lock();
         let text = self.transition.name().text();
@@ -384,8 +387,8 @@ impl Contest for ContendingAcquire<'_> {
         let Some(ContendedFile { mut watch, file }) = self.contended.take() else {
             return Ok(Event::Stale);
         };
-        // Who asks a worker now gets no answer in time, and would take that for one that never
-        // comes.
+        // After the deadline, a worker's answer comes too late, and would be reported as a file
+        // system that does not answer.
         if !file.is_local() && self.context.end() == Some(WaitEnd::TimedOut) {
             self.contended = Some(ContendedFile { watch, file });
             return Ok(Event::Refused);
@@ -416,7 +419,7 @@ impl Contest for ContendingAcquire<'_> {
         };
         let origin = self.origin();
         let (contended, retried) = self.call(thread, retry, move |(contended, retried)| {
-            // What is not locked by this must not be unlocked: another hold may be on the same
+            // Unlock only a lock that this retry has made: another hold may use the same open file
             // description.
             let locked = matches!(retried, Ok(Retried::Locked));
             locked.then_some((contended.file, mode_to_unlink(origin, mode)))
@@ -489,7 +492,8 @@ impl ContendingAcquire<'_> {
     }
 
     fn has_locked(&mut self, ContendedFile { mut watch, file }: ContendedFile) {
-        // To end the watch now could be to end its inode, which a dead file system hangs in.
+        // Cached only on a local file system: a later removal of the watch can drop the last
+        // reference to the inode, which can hang on others.
         if file.is_local() && self.core.process.workers.will_drop_cached() {
             watch.iter_mut().for_each(PooledInotify::cache);
         }
@@ -498,7 +502,7 @@ impl ContendingAcquire<'_> {
     }
 }
 
-/// Has the kernel tell of a file that an upgrade waits for.
+/// Arms the watch of a file that an upgrade waits for.
 pub(super) fn arm(
     core: &Arc<Core>,
     file: (&Name, FileId, Thread),

@@ -1,45 +1,51 @@
-//! The one wait of this process that contends with other processes for a file: what it does next.
+//! Decides what a wait does next that contends for a file with holders outside of its space. Of
+//! each resource of a space, one wait at a time does so; the others are in the queue.
 //!
-//! A pure state machine: [`Contender::step`] is told what has happened and when, and says what is
-//! to be done. Whoever drives it makes the system calls and sleeps. An upgrade is the same machine:
-//! its file is open and locked shared already, so it begins with [`Action::Retry`].
+//! A pure state machine: [`Contender::step`] takes an [`Event`] and the time, and returns the next
+//! [`Action`]. `contend::drive` makes the system calls and sleeps. A waiting upgrade uses the same
+//! machine: its file is open and locked shared already, so it begins with [`Action::Retry`].
 //!
 //! | phase | what is being done | what can happen |
 //! |---|---|---|
-//! | yielding | the lock is left to other processes, or a leased file to the lease's holder | the time is over: opening |
+//! | yielding | the thread pauses: it leaves the lock to other processes, or a leased file to the lease's holder | the time is over: opening |
 //! | opening | the file is opened and locked | locked; held elsewhere: watching; leased: yielding; the wait is over |
-//! | watching | the open file is locked again | locked; still held: sleeping, or again at once; it has lost its name: opening |
+//! | watching | the thread tries to lock the open file again | locked; still held: sleeping, or again after a short rest; the file has lost its name: opening; the wait is over |
 //! | sleeping | the thread sleeps until the file is closed or the time is over | watching |
 //!
-//! What makes it more than a loop: the kernel tells of a close a moment before the lock is free, so
-//! a wake-up is followed by several tries; of several processes it always wakes the same one first,
-//! so one that was too late before leaves the lock to others for a few rounds; other programs may
-//! open and close the file without end, so not every wake-up is believed; and some releases raise no
-//! event at all, so it looks for itself ten times a second.
+//! Why it is more than a loop:
+//!
+//! - The kernel reports a close a moment before the lock is free, so a wait tries several times
+//!   after a wake-up.
+//! - Of several processes, the kernel always wakes the same one first, so a process that has lost a
+//!   race tries later for a few rounds.
+//! - Other programs may open and close the file without end, so the wait pauses after many wake-ups
+//!   in vain.
+//! - Some releases raise no event, so the wait tries again ten times a second.
 
 use std::time::{Duration, Instant};
 
 use crate::table::Contention;
 
-/// How often a wait looks for itself.
+/// After how long without an event a wait tries again.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// After a close the lock may be free only a moment later: how often to try at once, when to try
-/// after that, and the pause up to which that doubles.
+/// After a close, the lock may be free only a moment later: how often to try at once, how long to
+/// sleep then, and up to which length that sleep doubles.
 const IMMEDIATE_TRIES: u32 = 4;
 const FIRST_BACKOFF: Duration = Duration::from_micros(50);
 const MAX_BACKOFF: Duration = Duration::from_micros(1600);
 
-/// A process that was too late for the file lately wakes so much later, for so many rounds after
-/// its own. One that was never too late has no rivals, and does not.
+/// If the process has lost a race for the file lately, a wait tries this much later after each
+/// event, until it has itself lost this many races. Other waits try at once.
 const YIELD_ROUNDS: u32 = 4;
 const YIELD_DELAY: Duration = Duration::from_micros(150);
 
-/// How often a file is opened anew that another program has a lease on: no event tells of its end.
+/// The pause before another try to open a file on which another program has a lease: no event
+/// reports the end of a lease.
 const LEASE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// After so many wake-ups for nothing there is a pause. Not after each: a wait among many for a lock
-/// that passes on fast must not always be the last to look.
+/// After so many wake-ups in vain, a wait pauses. Not after each: where many waits pass a lock on
+/// fast, one that pauses always would always be last.
 const MAX_SPURIOUS_WAKEUPS: u32 = 8;
 const SPURIOUS_PAUSE: Duration = Duration::from_millis(1);
 
@@ -48,32 +54,33 @@ const SPURIOUS_PAUSE: Duration = Duration::from_millis(1);
 pub(super) enum Action {
     /// Open the file and lock it: [`Event::Locked`], [`Event::Refused`] or [`Event::Leased`].
     Open,
-    /// Lock the open file again: [`Event::Locked`], [`Event::Refused`], [`Event::RefusedHere`] or
-    /// [`Event::Stale`].
+    /// Try to lock the open file again: [`Event::Locked`], [`Event::Refused`],
+    /// [`Event::RefusedHere`] or [`Event::Stale`].
     Retry,
-    /// The same, but first take the events that have come, and have the kernel tell of new ones:
-    /// what happens from then on ends the next sleep.
+    /// As `Retry`, but first discard the pending events and arm the watch: an event from then on
+    /// ends the next sleep.
     WatchAndRetry,
     Rest(Rest),
-    /// It holds the lock.
+    /// Done: the wait has the lock.
     Finish,
-    /// The wait is over, and somebody else holds the lock.
+    /// The wait is over, without the lock.
     GiveUp,
 }
 
-/// How the thread rests before the next action. Once it has: [`Event::Rested`], or of a sleep,
-/// [`Event::Woken`].
+/// How the thread rests before the next action. Afterwards: [`Event::Woken`] for a sleep,
+/// [`Event::Rested`] for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// Leave the lock to other processes until then.
+    /// Leave the lock to other processes until this moment.
     Yield(Instant),
     /// Let other threads run.
     YieldThread,
-    /// Until then, unless woken by this process.
+    /// Sleep until this moment, or until another thread of this process wakes the wait.
     Pause(Instant),
-    /// Until something happens to the file, or this process wakes the wait, and until then at most.
+    /// Sleep until an event of the file, until another thread of this process wakes the wait, or
+    /// until this moment.
     Sleep(Instant),
-    /// Until this process wakes the wait.
+    /// Sleep until another thread of this process wakes the wait, or its deadline.
     UntilWoken,
 }
 
@@ -81,15 +88,15 @@ pub(super) enum Rest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event {
     Locked,
-    /// Somebody outside of this space holds the lock.
+    /// The kernel refuses the lock: it is held outside of this space, or here by another name.
     Refused,
-    /// The file cannot be opened for now, as another program has a lease on it.
+    /// The file cannot be opened now, as another program has a lease on it.
     Leased,
-    /// Other owners of this space hold it too: of an upgrade.
+    /// Only for an upgrade: other owners of this space hold the resource too.
     RefusedHere,
     /// The open file has lost its name.
     Stale,
-    /// The sleep has ended, by an event of the file or otherwise.
+    /// The sleep has ended, by an event of the file or for another reason.
     Woken {
         by_file: bool,
     },
@@ -106,7 +113,7 @@ pub(super) struct Contender {
     pacing: Pacing,
 }
 
-/// What a wait does where the lock is held elsewhere.
+/// What to do when the lock is held outside of this space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OnContention {
     Wait,
@@ -124,14 +131,13 @@ enum Phase {
 /// How often to try, and how long to sleep in between.
 #[derive(Debug)]
 struct Pacing {
-    /// Another process was faster to lock this file lately.
+    /// This process has lost a race for this file lately.
     has_rivals: bool,
-    /// The watch is not armed, or its events are unread: it would not end a sleep, or end it for
-    /// what is known.
+    /// The watch is not armed, or has pending events that would end the next sleep at once.
     watch_is_used: bool,
     /// Tries yet to be made at once before the next sleep.
     immediate_tries: u32,
-    /// Something has happened to the file lately: how long to sleep before the next try.
+    /// How long to sleep before the next try, after a recent event of the file.
     backoff: Option<Duration>,
     spurious_wakeups: u32,
     lost_races: u32,
@@ -178,7 +184,7 @@ impl Contender {
         Action::Retry
     }
 
-    /// Whether somebody outside of the space was met.
+    /// Whether the kernel has refused the lock to this wait.
     pub(super) fn contention(&self) -> Contention {
         self.contention
     }
@@ -188,7 +194,7 @@ impl Contender {
         self.pacing.lost_races
     }
 
-    /// Another process was faster to lock the file that is open now.
+    /// Notes that this process has lost a race for the open file lately.
     pub(super) fn has_rivals(&mut self) {
         self.pacing.has_rivals = true;
     }
@@ -251,15 +257,15 @@ impl Contender {
             return Action::GiveUp;
         }
         let pacing = &mut self.pacing;
-        // Not before the first try after a sleep: the less there is between the holder's release
-        // and the lock, the better.
+        // Only after the first try that follows a sleep: nothing may delay that try.
         if std::mem::take(&mut pacing.watch_is_used) {
             return Action::WatchAndRetry;
         }
         if pacing.immediate_tries > 0 {
             pacing.immediate_tries -= 1;
             if pacing.immediate_tries > 0 {
-                // The holder that closes may have been stopped by the wake-up of this thread.
+                // The wake-up of this thread may have preempted the holder in the middle of its
+                // close.
                 return Action::Rest(Rest::YieldThread);
             }
             pacing.lost_races += 1;
@@ -273,7 +279,7 @@ impl Contender {
         Action::Rest(Rest::Sleep(self.deadline_or(now + pause)))
     }
 
-    /// The sleep has ended, and nothing has happened to the file.
+    /// The sleep has ended without an event of the file.
     fn after_pause(&mut self) -> Action {
         match self.pacing.backoff {
             None => self.pacing.spurious_wakeups = 0,
@@ -284,7 +290,7 @@ impl Contender {
         self.retry()
     }
 
-    /// Something has happened to the file.
+    /// The sleep has ended by an event of the file.
     fn after_event(&mut self, now: Instant) -> Action {
         let pacing = &mut self.pacing;
         pacing.watch_is_used = true;

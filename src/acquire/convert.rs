@@ -1,4 +1,4 @@
-//! Changing the mode of a hold. What is held stays held throughout.
+//! Upgrades and downgrades. The hold lasts throughout, in its old mode or the new one.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,18 +16,18 @@ use crate::table::{Conversion, WakeList};
 use crate::types::{FileId, InvalidRequest, IoError, Mode};
 use crate::wait::{OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd};
 
-/// What has become of a try to hold in another mode.
+/// The result of one try to convert a hold.
 enum Converted {
     Done,
     /// Other owners hold the resource too.
     RefusedHere(Busy),
-    /// Others hold the file, outside of this space or here by another name.
+    /// The file is held outside of this space, or here by another name.
     RefusedByKernel(Busy),
     Frozen,
 }
 
 impl Core {
-    /// Makes the only hold of a shared resource exclusive.
+    /// Makes a shared hold exclusive, once it is the resource's only hold.
     pub(crate) fn upgrade(
         self: &Arc<Self>,
         hold: &mut OwnedHold,
@@ -108,10 +108,10 @@ impl Core {
         upgraded
     }
 
-    /// Tries to hold in another mode. A conversion that is refused changes nothing.
+    /// Tries once to convert a hold. A refused conversion changes nothing.
     ///
-    /// The one system call, on an open descriptor, is made here even for a wait: only on a network
-    /// file system can it block, as a release can.
+    /// This thread makes the one system call, even for a wait: on an open descriptor, it can block
+    /// only on a network file system, as a release can.
     fn convert(&self, hold: &mut OwnedHold, to: Mode) -> Result<Converted, AcquireError> {
         let (slot, owner, name) = (hold.slot(), hold.owner(), Arc::clone(hold.name()));
         let mut wakes = WakeList::default();
@@ -156,18 +156,18 @@ impl Core {
     }
 }
 
-/// A shared hold that waits to become exclusive, at the head of the queue.
+/// A wait for an upgrade, at the head of the queue.
 struct Upgrade<'a> {
     core: &'a Arc<Core>,
     hold: &'a mut OwnedHold,
     context: &'a WaitContext,
     watch: Option<PooledInotify>,
-    /// Who was in the way last.
+    /// The last refusal.
     busy: Option<Busy>,
 }
 
 impl Upgrade<'_> {
-    /// Has the kernel tell of the file from now on.
+    /// Discards the pending events, and arms the watch if it is not armed.
     fn watch_anew(&mut self) {
         if let Some(watch) = &mut self.watch {
             watch.drain();
@@ -204,7 +204,7 @@ impl Upgrade<'_> {
 }
 
 impl Contest for Upgrade<'_> {
-    /// Its file is open: there is nothing to open anew.
+    /// An upgrade has its file open already, so this only tries again.
     fn open(&mut self) -> Result<Event, AcquireError> {
         self.retry(Watching::AsBefore)
     }

@@ -1,4 +1,4 @@
-//! The error that a caller gets for what has failed.
+//! Errors of an acquire, each with the resource's name.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(super) fn deadlock(text: &OsStr, owner: OwnerId, why: DeadlockCause) -> Acqu
     AcquireError::Deadlock { name: text.to_owned(), owner, alias: None, why }
 }
 
-/// The file system has not answered before the wait ended.
+/// The error of a wait that has ended before the file system answered.
 pub(super) fn no_answer(
     end: WaitEnd,
     text: &OsStr,
@@ -42,8 +42,8 @@ pub(super) fn unresponsive(text: &OsStr, path: PathBuf, waited: Duration) -> Acq
     AcquireError::Unresponsive { name: text.to_owned(), path, waited }
 }
 
-/// `error` is neither [`LockError::Contended`] nor [`LockError::Leased`]: what these mean to the caller, only those know who know
-/// the holds.
+/// The caller has handled [`LockError::Contended`] and [`LockError::Leased`]: to turn them into
+/// [`Busy`](crate::error::Busy) takes a look at the table.
 #[cold]
 pub(super) fn from_lock_error(
     error: LockError,

@@ -4,12 +4,13 @@
 //! |---|---|
 //! | the request's target becomes a resource's name | `resolve` |
 //! | the table admits it: it joins, acquires, waits in the queue, or is refused | `admit` |
-//! | a try locks the file, or is refused | this one |
-//! | a wait locks the file, sleeping until it is free elsewhere: what to do next | `contender`, a pure state machine |
-//! | and who does it | `contend` |
-//! | which system calls a worker makes, and which this thread | `blocking` |
+//! | a try locks the file, or is refused; a try of a plain name also passes the table here | this one |
+//! | a wait locks the file, or sleeps until it is free: the decisions | `contender`, a pure state machine |
+//! | the system calls and sleeps that the state machine asks for | `contend` |
+//! | which thread makes a system call: this one or a worker | `blocking` |
 //! | several requests, all or none | `all` |
-//! | another mode of a hold that is there: the same machine | `convert` |
+//! | the errors that callers get | `failure` |
+//! | an upgrade or a downgrade of a hold: an upgrade that waits uses the same machine | `convert` |
 //!
 //! This layer uses every layer below it. It does not know the public types that call it.
 
@@ -41,7 +42,7 @@ use contend::ContendingAcquire;
 use contender::OnContention;
 pub(crate) use resolve::ResolvedRequest;
 
-/// A call that waits, and is found by its owner as long as this lives.
+/// A waiting call. As long as this lives, the table finds the call by its owner, to cancel it.
 struct RegisteredWait<'a> {
     core: &'a Core,
     context: WaitContext,
@@ -61,20 +62,21 @@ impl Drop for RegisteredWait<'_> {
     }
 }
 
-/// How patient a call is.
+/// Whether a call waits for holders, and which thread makes its system calls.
 #[derive(Clone, Copy)]
 enum Patience<'a> {
-    /// It makes its system calls itself, as long as they take, and is refused where anybody is in
-    /// the way.
+    /// The call makes its system calls itself, however long they take, and is refused if there is
+    /// another holder or an exclusive waiter.
     Try,
-    /// It is refused too, but workers make its system calls, so that it ends in time.
+    /// The call is refused like a try, but workers make its system calls, so that it ends at its
+    /// deadline.
     TryWithin(&'a RegisteredWait<'a>),
-    /// It waits for whoever is in the way.
+    /// The call waits for the holders and the waiters ahead of it.
     Wait(&'a RegisteredWait<'a>),
 }
 
 impl<'a> Patience<'a> {
-    /// How long system calls may take; `None` for as long as they do.
+    /// The wait that limits the system calls; `None` if nothing limits them.
     fn context(self) -> Option<&'a WaitContext> {
         match self {
             Self::Try => None,
@@ -143,8 +145,8 @@ impl Core {
             && (settings.auto_create || settings.refuse_hard_links)
     }
 
-    /// A try of a name that is taken as it is, as nearly all are: where it is simply held, nothing
-    /// is made ready for more than the refusal.
+    /// A try of a plain name, the common case. A resource that is held is joined or refused under
+    /// one lock of the table, without any other preparation.
     fn try_name(
         self: &Arc<Self>,
         owner: OwnerId,
@@ -236,7 +238,7 @@ impl Core {
         }
     }
 
-    /// The system calls of a try.
+    /// Makes the system calls of a try on this thread, and ends the transition.
     fn lock_now(
         self: &Arc<Self>,
         transition: TransitionGuard<'_>,
@@ -251,7 +253,7 @@ impl Core {
             }
             Err(LockError::Contended(file, by)) => {
                 let id = file.id();
-                // Before it is anybody else's turn.
+                // Closed before the transition ends, and the next waiter gets one.
                 drop(file);
                 let name = transition.end();
                 Err(AcquireError::Busy(self.refused_by_kernel(name, claim.mode, (id, by))))
@@ -268,7 +270,7 @@ impl Core {
     }
 }
 
-/// The system calls that open and lock a file, for whichever thread makes them.
+/// The system calls that open and lock a file, packed for this thread or a worker.
 struct LockCall {
     spec: LockSpec,
     opened: Option<(OwnedFd, FileId)>,

@@ -1,4 +1,4 @@
-//! From a request to the resource that it means.
+//! Resolving a request: which resource, and which file, its target means.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -16,14 +16,14 @@ use crate::wait::{CallQueue, DescriptorPermit, OnTimeout};
 
 /// A request whose resource is known.
 pub(crate) struct ResolvedRequest<'a> {
-    /// As the caller has written it.
+    /// The target as the caller has written it.
     pub(super) spelling: &'a OsStr,
     /// The name of the resource.
     pub(super) text: Cow<'a, OsStr>,
     pub(super) spec: LockSpec,
     /// The caller's open file, if the target is one.
     pub(super) opened: Option<OpenedFile<'a>>,
-    /// The image that is at the path now.
+    /// The image that is at the path now, if the target is an image.
     pub(super) image: Option<FileId>,
 }
 
@@ -31,12 +31,13 @@ pub(crate) struct ResolvedRequest<'a> {
 pub(super) struct OpenedFile<'a> {
     pub(super) fd: BorrowedFd<'a>,
     pub(super) id: FileId,
-    /// Where it seems to be. Asked beforehand, as no system call is made under the table's mutex.
+    /// Its path according to `/proc`. Read in advance, as no system call is made under the table's
+    /// mutex.
     path: PathBuf,
 }
 
 impl ResolvedRequest<'_> {
-    /// The file that is meant, as far as it is known.
+    /// The file that the request means, if it is known.
     pub(super) fn file(&self) -> Option<FileId> {
         self.image.or(self.opened.as_ref().map(|opened| opened.id))
     }
@@ -81,7 +82,7 @@ impl ResolvedRequest<'_> {
     }
 }
 
-/// The system calls that a target needs, for whichever thread makes them.
+/// The system calls that a target needs, packed for this thread or a worker.
 enum ResolveCall {
     /// Where an image really is.
     Image(PathBuf),
@@ -93,7 +94,7 @@ enum ResolveCall {
     HardLinks(PathBuf),
 }
 
-/// What they have told.
+/// The result of a [`ResolveCall`].
 enum Found {
     Image(PathBuf, Option<FileId>),
     Opened(FileId),
@@ -136,7 +137,7 @@ impl ResolveCall {
 }
 
 impl Core {
-    /// A lookup of who holds it, which needs no patience.
+    /// Finds the resource for a call that only looks: without a deadline, on this thread.
     pub(crate) fn resolve_to_look<'a>(
         &self,
         request: &'a Request<'_>,
@@ -173,7 +174,7 @@ impl Core {
                 let permit = blocking::permit_descriptor(self, about, patience.context(), &queue)?;
                 ResolveCall::Opened(engine::duplicate(*fd).map_err(fails)?, permit)
             }
-            // Also where it only joins, which opens nothing.
+            // Asked here, since a request that joins a hold opens no file.
             TargetKind::Name(name) if direct && settings.refuse_hard_links => {
                 ResolveCall::HardLinks(PathBuf::from(name))
             }
@@ -210,8 +211,7 @@ impl Core {
         }
     }
 
-    /// A name means one file by its path, and perhaps another by a caller's descriptor: which one
-    /// is it by its path?
+    /// The file at the path that is the name, to compare with a hold through a caller's descriptor.
     pub(super) fn file_id_by_path(
         &self,
         name: &Name,

@@ -1,4 +1,5 @@
-//! Creating and deleting the files of resources that nobody holds.
+//! Creating and deleting lock files of resources that nobody holds: `LockSpace::create` and
+//! `delete`.
 
 use std::ffi::OsStr;
 use std::sync::Arc;
@@ -11,12 +12,12 @@ use crate::sys::Errno;
 use crate::types::{IoError, Mode};
 
 impl Core {
-    /// Creates the file of a resource that nobody holds here.
+    /// Creates the file of a resource that is not held in this space.
     pub(crate) fn create(&self, text: &OsStr) -> Result<(), LockFileError> {
         self.change(text, |name| create_file(name, self.file_mode))
     }
 
-    /// Removes the file of a resource that nobody holds here or elsewhere.
+    /// Removes the file of a resource that is held neither in this space nor outside of it.
     pub(crate) fn delete(&self, text: &OsStr) -> Result<(), LockFileError> {
         self.change(text, |name| delete_file(name, &self.stale_retries))
     }

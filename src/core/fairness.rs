@@ -1,4 +1,4 @@
-//! Whose turn it is among processes: what this process remembers of its own turns.
+//! The turns and lost races of this process, behind a mutex and with the clock.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -12,28 +12,29 @@ use crate::types::FileId;
 #[derive(Debug, Default)]
 pub(crate) struct Fairness {
     turns: Mutex<RecentTurns>,
-    /// How many recent turns there are, for a caller that has no time for the mutex and the clock.
+    /// How many recent turns there are, so that the common case (none) takes no mutex and reads no
+    /// clock.
     count: AtomicUsize,
     lost_races: Mutex<LostRaces>,
 }
 
 impl Fairness {
-    /// What this process has had since `began` it has let go of.
+    /// The process has released the lock, whose turn began at `began`.
     pub(crate) fn end_turn(&self, key: TurnKey, began: Instant) {
         self.with_turns(|turns, now| turns.end(key, began, now));
     }
 
-    /// Until when a lock is to be left to other processes; `None` if this process may have it.
+    /// Until when waits must leave a lock to other processes; `None` if they may lock it now.
     pub(crate) fn yield_until(&self, key: TurnKey) -> Option<Instant> {
         self.has_turns().then(|| self.with_turns(|turns, now| turns.yield_until(key, now)))?
     }
 
-    /// A wait has got a lock: since when the turn counts.
+    /// A wait has got a lock: returns when its turn began.
     pub(crate) fn begin_turn(&self, key: TurnKey, contention: Contention) -> Instant {
         self.with_turns(|turns, now| turns.begin(key, contention, now))
     }
 
-    /// A try has got a lock: since when the turn counts that goes on by it, if one does.
+    /// A try has got a lock: returns when the turn began that the try continues, if there is one.
     #[inline]
     pub(crate) fn resume_turn(&self, key: impl FnOnce() -> TurnKey) -> Option<Instant> {
         self.has_turns().then(|| self.with_turns(|turns, now| turns.resume(key(), now)))?

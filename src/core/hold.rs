@@ -1,4 +1,4 @@
-//! One hold of an owner, as a value.
+//! One leased hold of an owner, as a value: what a `Lease` contains.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -11,19 +11,19 @@ use crate::table::{HoldKind, Slot};
 use crate::types::{Mode, OwnerId};
 use crate::wait::{CallOptions, CallQueue, OnTimeout, WaitContext};
 
-/// One hold of an owner, which nobody else can release: its drop does.
+/// One leased hold of an owner. Its drop releases it, and nothing else can.
 pub(crate) struct OwnedHold {
     core: Arc<Core>,
     slot: Slot,
     name: Arc<Name>,
     owner: OwnerId,
     pub(crate) mode: Mode,
-    /// It is still this value's to release.
+    /// Whether this value still has to release the hold.
     is_held: bool,
 }
 
 impl OwnedHold {
-    /// Of a hold that the table has just counted.
+    /// The value for a hold that the table has just counted.
     pub(crate) fn new(
         core: &Arc<Core>,
         (slot, name): (Slot, Arc<Name>),
@@ -49,12 +49,12 @@ impl OwnedHold {
         self.owner
     }
 
-    /// Whether the hold is what it should be.
+    /// Checks that the name still leads to the locked file, and that the kernel shows its lock.
     pub(crate) fn verify(&self) -> Result<(), VerifyError> {
         self.core.verify(self.slot, &self.name)
     }
 
-    /// Gives the hold into the space's care.
+    /// Turns the leased hold into a kept one.
     pub(crate) fn keep(mut self) {
         self.is_held = false;
         if self.core.process.is_here() {
@@ -103,7 +103,7 @@ impl OwnedHold {
 }
 
 impl Core {
-    /// Takes a kept hold of an owner back.
+    /// Turns one kept hold of an owner into a leased one.
     pub(crate) fn retake(
         self: &Arc<Self>,
         text: &OsStr,

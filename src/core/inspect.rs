@@ -1,4 +1,4 @@
-//! Looking at what is held, and by whom.
+//! Looking: which resources are held, by which holders, and whether a hold is intact.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -21,9 +21,9 @@ pub struct HeldResource {
     pub name: OsString,
     /// Its lock file; empty where there is none.
     pub path: PathBuf,
-    /// How it is held.
+    /// The mode of its holds.
     pub mode: Mode,
-    /// Who holds it, and how many times, leases and kept holds together.
+    /// Its owners, each with its number of holds: leases and kept holds together.
     pub owners: BTreeMap<OwnerId, u32>,
     /// Where its file came from.
     pub origin: Origin,
@@ -32,7 +32,7 @@ pub struct HeldResource {
 }
 
 impl Core {
-    /// What is held, in no order; nothing in a forked child.
+    /// The held resources, in no order; none in a forked child.
     pub(crate) fn list(&self) -> Vec<HeldResource> {
         if self.check().is_err() {
             return Vec::new();
@@ -52,7 +52,7 @@ impl Core {
         held.collect()
     }
 
-    /// Whether a hold is what it should be: the name leads to the file, and the file is locked.
+    /// Checks that the name still leads to the locked file, and that the kernel shows its lock.
     pub(crate) fn verify(&self, slot: Slot, name: &Name) -> Result<(), VerifyError> {
         self.process.check().map_err(|creator| VerifyError::Forked { creator })?;
         let held = {
@@ -62,14 +62,14 @@ impl Core {
                 Some((file.id(), file.number(), hold.mode(), hold.range()))
             })
         };
-        // In memory nothing can be lost.
+        // A lock in memory cannot be lost.
         let Some((id, number, mode, range)) = held else { return Ok(()) };
         let lost = || (name.text().to_owned(), name.path());
         if !name.leads_to(id).map_err(VerifyError::Io)? {
             let (name, path) = lost();
             return Err(VerifyError::Replaced { name, path });
         }
-        // The caller's lease keeps this number ours.
+        // The descriptor stays open under this number, since the caller borrows its lease.
         let locks = procfs::locks_on_descriptor(number).map_err(|source| {
             VerifyError::Io(IoError::new(procfs::READ_FDINFO, name.path(), source))
         })?;
@@ -80,8 +80,8 @@ impl Core {
         Err(VerifyError::Unlocked { name, path })
     }
 
-    /// Who holds a resource: the owners here, and whoever else the kernel shows. `opened` is the
-    /// caller's open file, if the target is one.
+    /// The holders of a resource: the owners in this space, and the other holders that the kernel
+    /// shows. `opened` is the caller's open file, if the target is one.
     pub(crate) fn holders(
         &self,
         text: &OsStr,
@@ -101,7 +101,7 @@ impl Core {
             (ours, hold.and_then(|hold| Some(hold.file()?.number())))
         };
         let others = match (number, opened) {
-            // By its number, since another file may be under the name by now.
+            // By the descriptor, since the name may lead to another file by now.
             (Some(number), _) => engine::holders_beside(number),
             (None, Some(fd)) => engine::holders_of_descriptor(fd),
             (None, None) => {

@@ -1,8 +1,8 @@
 //! A space: its table under one mutex, and what each verb does around it.
 //!
-//! Every verb goes the same way: it asks the table under the mutex, moves the resource into a
-//! transition, makes its system calls *outside* the mutex, and ends the transition under it. So one
-//! resource never stalls another.
+//! Every verb that makes system calls goes the same way: under the mutex, it moves the resource
+//! into a transition; *outside* the mutex, it makes the system calls; under the mutex again, it
+//! ends the transition. So one resource never stalls another.
 //!
 //! This layer uses every layer below it. It does not know how a call acquires: that is the layer
 //! `acquire`.
@@ -43,8 +43,8 @@ use crate::table::{LockedFile, Table, WakeList};
 use crate::types::{ByteRange, FileId, Mode, Outside};
 use crate::wait::{WaitContext, WaitEnd};
 
-/// While it waits for a transition to end, a call looks so often whether it was cancelled: that
-/// wakes it otherwise only where it sleeps by its own waker.
+/// How often a call that waits for the end of a transition checks whether it was cancelled: a
+/// cancel wakes only calls that sleep by their own waker.
 const CANCEL_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Tells subscribers of `tracing` of one of the [`events`]; never with a mutex locked. Where nobody wants
@@ -62,16 +62,16 @@ pub(crate) use tell;
 /// A lock that is held by a file, or in memory.
 pub(crate) type Hold = crate::table::Hold<LockFile>;
 
-/// A space.
+/// A space: what every `LockSpace` handle and every lease of it shares.
 pub(crate) struct Core {
     pub(crate) process: &'static Process,
     pub(crate) naming: OpenNaming,
-    /// The range of requests that name none.
+    /// The range of requests that set none.
     pub(crate) range: ByteRange,
     /// The permissions of lock files that are created.
     pub(crate) file_mode: u32,
     table: Mutex<Table<LockFile>>,
-    /// Counts the ends of transitions that a thread waits for, and of freezes.
+    /// Counts the ends of watched transitions, of freezes and of failed execs.
     transitions_ended: Monitor<u64>,
     /// How often a file had lost its name when it was locked.
     pub(crate) stale_retries: AtomicU64,
@@ -120,7 +120,7 @@ impl Core {
         self.table.lock()
     }
 
-    /// Changes the table, and wakes whom that concerns.
+    /// Changes the table, unlocks it, and wakes the waiters that the change put on the list.
     #[inline]
     pub(crate) fn update<T>(
         &self,
@@ -129,7 +129,7 @@ impl Core {
         self.update_locked(self.lock(), update)
     }
 
-    /// The same, of a table that is locked.
+    /// As [`update`](Self::update), with the table locked already.
     #[inline]
     fn update_locked<T>(
         &self,
@@ -143,7 +143,8 @@ impl Core {
         updated
     }
 
-    /// Wakes those on the list. The table is not locked.
+    /// Wakes the waiters on the list, and the threads that wait for transitions. The caller has
+    /// unlocked the table.
     #[inline]
     pub(crate) fn wake(&self, wakes: WakeList) {
         if !wakes.is_empty() && wakes.wake() {
@@ -152,14 +153,14 @@ impl Core {
         }
     }
 
-    /// Sleeps, with the table unlocked, until a transition that is
-    /// [watched](Table::watch_transition) may have ended, or a freeze, or until `until`.
+    /// Unlocks the table and sleeps until some [watched](Table::watch_transition) transition or a
+    /// freeze has ended, or until `until`. The caller looks again at what it waits for.
     pub(crate) fn wait_for_transition(
         &self,
         table: &mut MutexGuard<'_, Table<LockFile>>,
         until: Option<Instant>,
     ) {
-        // What is waited for ends under the table's mutex, and is counted after that.
+        // Read while the table is locked: a transition ends under that mutex, and is counted later.
         let seen = *self.transitions_ended.lock();
         MutexGuard::unlocked(table, || {
             let mut ended = self.transitions_ended.lock();
@@ -169,10 +170,11 @@ impl Core {
         });
     }
 
-    /// The same, for so long as a wait may take.
+    /// As [`wait_for_transition`](Self::wait_for_transition), for at most
+    /// [`CANCEL_CHECK_INTERVAL`]: callers call it in a loop.
     ///
     /// # Errors
-    /// The wait has ended.
+    /// The wait of `context` was over before this slept.
     pub(crate) fn wait_for_transition_within(
         &self,
         table: &mut MutexGuard<'_, Table<LockFile>>,
@@ -186,8 +188,8 @@ impl Core {
         Ok(())
     }
 
-    /// The refusal of a lock on file `id` by the kernel, for this lock if it has told. By another
-    /// name, the file may be held in this space.
+    /// The error for a lock on file `id` that the kernel has refused, because of lock `by` if the
+    /// kernel has told. This space may itself hold the file, by another name.
     #[cold]
     pub(crate) fn refused_by_kernel(
         &self,
@@ -200,7 +202,7 @@ impl Core {
             return Busy::outside_by(name, asked, by).on(id);
         }
         let table = self.lock();
-        // A shared hold of its own is not what a conversion meets.
+        // The hold that is being converted is not in its own way.
         let others = table.resources().filter(|resource| !Arc::ptr_eq(resource.name(), &name));
         let mut holds = others.filter_map(|resource| resource.hold());
         let busy = match holds.find(|hold| hold.file().is_some_and(|file| file.id() == id)) {
@@ -219,14 +221,14 @@ impl Core {
 impl Drop for Core {
     fn drop(&mut self) {
         if self.process.is_here() {
-            // What was kept after the last handle was dropped.
+            // Holds that were kept after the last handle was dropped.
             log_release_error(self.release_kept(None).leftovers);
         } else if self.table.is_locked() {
-            // Another thread was changing the table when this process was forked off. It cannot
-            // even be freed.
+            // Another thread of the parent was changing the table during the fork. The copy may be
+            // inconsistent, so it is leaked.
             std::mem::forget(std::mem::take(self.table.get_mut()));
         }
-        // In a forked child the descriptors are closed, and nothing else is done.
+        // In a forked child, the fields' drops close the descriptors, and unlock nothing.
     }
 }
 

@@ -13,9 +13,9 @@ static HERE: PerProcess<Process> = PerProcess::new();
 /// What this crate has once in each process. A forked child gets one of its own.
 #[derive(Debug)]
 pub(crate) struct Process {
-    /// Its pid, for the message that a forked child gets.
+    /// The pid of the process that made this, for the error that a forked child gets.
     id: u32,
-    /// The files whose open descriptions some thread is about to lock.
+    /// One mutex for each file that a thread is locking through a caller's descriptor.
     pub(crate) inodes: InodeLocks,
     pub(crate) workers: WorkerPool,
     pub(crate) watches: Arc<WatchPool>,
@@ -23,7 +23,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// The process that runs this.
+    /// The value of the process that calls this.
     ///
     /// # Errors
     /// Those of `mmap` and `madvise`, on first use.
@@ -46,7 +46,7 @@ impl Process {
         if self.is_here() { Ok(()) } else { Err(self.id) }
     }
 
-    /// Whether the process that runs this is the one that made it. Makes no system call.
+    /// Whether the calling process made this: `false` in a forked child. Makes no system call.
     pub(crate) fn is_here(&'static self) -> bool {
         HERE.is_current(self)
     }

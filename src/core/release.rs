@@ -17,13 +17,13 @@ use crate::types::{Mode, Origin, OwnerId};
 pub struct Released {
     /// How many kept holds have ended.
     pub holds: usize,
-    /// Lock files that could not be removed, or the reason why nothing was done
+    /// The lock files that could not be removed, or the reason why nothing was done
     /// ([`ReleaseError::Forked`]).
     pub leftovers: Vec<ReleaseError>,
 }
 
-/// Logs the errors of a release whose caller cannot be told, by the feature `tracing`. A file that
-/// is left over blocks nobody.
+/// Logs the errors of a release that has no caller to return them to, with the feature `tracing`. A
+/// file that is left over blocks nobody.
 pub(crate) fn log_release_error(errors: impl IntoIterator<Item = ReleaseError>) {
     for error in errors {
         #[cfg(feature = "tracing")]
@@ -39,7 +39,7 @@ pub(crate) fn mode_to_unlink(origin: Origin, mode: Mode) -> Option<Mode> {
 }
 
 impl Core {
-    /// Ends one hold of an owner that a lease has.
+    /// Ends one leased hold of an owner.
     pub(crate) fn release(
         &self,
         slot: Slot,
@@ -86,8 +86,8 @@ impl Core {
     }
 
     /// Ends every kept hold of one owner, and cancels its waits; or every kept hold of the space.
-    /// One resource after the other: if the file system of one hangs, those behind it are still
-    /// held, and not neither held nor free.
+    /// Takes one resource after the other: if the file system of one hangs, the later resources
+    /// stay held, instead of being stuck in a transition.
     pub(crate) fn release_kept(&self, owner: Option<OwnerId>) -> Released {
         let (mut kept, waits) = {
             let table = self.lock();
@@ -116,8 +116,8 @@ impl Core {
         released
     }
 
-    /// Ends one hold in the table, or defers that while the space is frozen. The caller
-    /// [finishes](Self::finish_release) the release of what is returned.
+    /// Ends one hold in the table; while the space is frozen, defers its end. If this returns the
+    /// lock, the caller [finishes](Self::finish_release) the release.
     #[inline]
     pub(super) fn leave(
         &self,
@@ -128,8 +128,9 @@ impl Core {
         self.update_by_release(|table, wakes| table.release(slot, owner, kind, Instant::now, wakes))
     }
 
-    /// Changes the table by a release, which waits while a snapshot of the space is being executed.
-    /// Its caller would be told that the hold has ended, and the new program would not.
+    /// Changes the table by a release. While a snapshot of the space is being executed, waits
+    /// first: otherwise the caller would learn that the hold has ended, and the new program would
+    /// not.
     #[inline]
     fn update_by_release<T>(
         &self,
@@ -144,7 +145,7 @@ impl Core {
         self.update_locked(table, update)
     }
 
-    /// Makes the system calls of a release, after the last owner has left.
+    /// Makes the system calls of a release after the last hold has ended, and ends the transition.
     #[inline]
     pub(super) fn finish_release(
         &self,

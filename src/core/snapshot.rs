@@ -1,4 +1,4 @@
-//! Freezing a space, and making one of what a snapshot has carried over.
+//! Freezing a space for a snapshot, and making a space from restored holds.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -19,10 +19,10 @@ pub(crate) struct RestoredSpace {
 }
 
 impl Core {
-    /// Waits until no thread makes system calls for any resource, and lets none begin.
+    /// Freezes the space: lets no transition begin, and waits until all have ended.
     ///
     /// # Errors
-    /// The resource whose file system has not answered. Nothing is frozen then.
+    /// The name of a resource whose file system does not answer. This freeze has been undone then.
     pub(crate) fn freeze(&self) -> Result<(), Arc<Name>> {
         let mut table = self.lock();
         table.freeze();
@@ -41,9 +41,9 @@ impl Core {
         Ok(())
     }
 
-    /// Ends a [`freeze`](Self::freeze): what was deferred happens, all of it before anybody else
-    /// gets the mutex. An owner that was released must not be found to hold, and what is acquired
-    /// from now on must not be released.
+    /// Ends a [`freeze`](Self::freeze). The table makes all deferred releases before another thread
+    /// can lock it: no thread may find a hold whose release was deferred, and no hold acquired from
+    /// now on may be released by mistake.
     pub(crate) fn thaw(&self) {
         let ended = self.update(|table, wakes| table.thaw(Instant::now(), wakes));
         for (slot, name, hold) in ended {
@@ -51,8 +51,8 @@ impl Core {
         }
     }
 
-    /// Begins to execute a snapshot of the space: from now on, releases wait until the exec has
-    /// failed. Returns those that were deferred before, how many of which owner.
+    /// A snapshot of the space is about to be executed: from now on, releases wait until the exec
+    /// has failed. Returns the releases deferred before: resource, owner, and how many.
     pub(crate) fn begin_exec(&self) -> Vec<(Arc<Name>, OwnerId, u32)> {
         self.lock().begin_exec()
     }
@@ -62,7 +62,7 @@ impl Core {
         self.update(|table, wakes| table.end_exec(wakes));
     }
 
-    /// Calls `each` for all that is held, in order of name.
+    /// Calls `each` for every held resource, in order of name, under the table's mutex.
     pub(crate) fn with_holds<T>(&self, each: impl FnMut(&Name, &Hold) -> T) -> Vec<T> {
         let mut each = each;
         let table = self.lock();

@@ -1,4 +1,4 @@
-//! A transition of one resource, and the thread that has to end it.
+//! Guards that end a transition of a resource exactly once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -7,14 +7,14 @@ use super::{Core, Hold};
 use crate::engine::Name;
 use crate::table::{Slot, TurnKey};
 
-/// A transition of one resource. The thread that has this ends it, in nothing if it does nothing
-/// else: also by a panic.
+/// A transition of one resource, owned by one thread. Its drop, also by a panic, ends the
+/// transition without a hold.
 pub(crate) struct TransitionGuard<'a> {
     ending: EndOnDrop<'a>,
     name: Arc<Name>,
 }
 
-/// Ends a transition in nothing when it is dropped.
+/// Ends a transition without a hold when it is dropped.
 pub(super) struct EndOnDrop<'a> {
     core: &'a Core,
     slot: Slot,
@@ -28,7 +28,7 @@ impl<'a> EndOnDrop<'a> {
 }
 
 impl<'a> TransitionGuard<'a> {
-    /// Of a transition that the table has just given to this thread.
+    /// The guard of a transition that the table has just given to this thread.
     pub(crate) fn new(core: &'a Core, slot: Slot, name: Arc<Name>) -> Self {
         Self { ending: EndOnDrop::new(core, slot), name }
     }
@@ -41,19 +41,20 @@ impl<'a> TransitionGuard<'a> {
         &self.name
     }
 
-    /// The same resource, whose name leads to another file than it did for the thread before.
+    /// Replaces the resource's name: its way to the file differs from that of the previous acquire.
     pub(crate) fn renamed(mut self, name: Arc<Name>) -> Self {
         self.ending.core.lock().set_name(self.ending.slot, Arc::clone(&name));
         self.name = name;
         self
     }
 
-    /// Ends it in nothing.
+    /// Ends the transition without a hold.
     pub(crate) fn end(self) -> Arc<Name> {
         self.name
     }
 
-    /// Ends it in a hold. `turn` is since when this process has had the resource, if that counts.
+    /// Ends the transition in a hold. `turn` is when the process's turn with the resource began, if
+    /// there is one.
     #[inline]
     pub(crate) fn end_in_hold(mut self, hold: Hold, turn: Option<Instant>) -> (Slot, Arc<Name>) {
         let EndOnDrop { core, slot, .. } = self.ending;
@@ -62,7 +63,7 @@ impl<'a> TransitionGuard<'a> {
         (slot, self.name)
     }
 
-    /// A worker ends it, once the file system answers.
+    /// Leaves the transition to a worker, which ends it once the file system answers.
     pub(crate) fn leave_to_worker(&mut self) {
         let EndOnDrop { core, slot, .. } = self.ending;
         self.ending.is_pending = false;
@@ -78,7 +79,7 @@ impl Drop for EndOnDrop<'_> {
     }
 }
 
-/// A transition whose caller has left: a worker ends it in nothing when it drops this.
+/// A transition whose caller has left: the worker drops this, which ends it without a hold.
 pub(crate) struct DetachedTransition {
     pub(crate) core: Arc<Core>,
     pub(crate) slot: Slot,
@@ -91,11 +92,12 @@ impl Drop for DetachedTransition {
 }
 
 impl Core {
-    /// Ends a transition in nothing: the next waiter gets it, or the resource is absent.
+    /// Ends a transition without a hold: the next waiter gets a transition, or the resource becomes
+    /// absent.
     #[inline]
     fn end_transition(&self, slot: Slot) {
         self.update(|table, wakes| {
-            // The turn ends before the next waiter can ask whether one has.
+            // Recorded under the table's mutex, before the next waiter can call `yield_until`.
             if let Some((name, hash, turn)) = table.end_in_nothing(slot, wakes) {
                 self.process.fairness.end_turn(TurnKey::of(&name, hash), turn);
             }

@@ -1,4 +1,4 @@
-//! A hold that changes its mode.
+//! Converting the lock of a held resource to another mode.
 
 use super::queue::{Grant, Waits, WakeList};
 use super::resource::{Resource, State};
@@ -12,7 +12,7 @@ impl<F: LockedFile> Resource<F> {
         if hold.mode() == to {
             return Conversion::Done;
         }
-        // First what no wait could change.
+        // Checked first: waiting would not help.
         if to == Mode::Exclusive && hold.file().is_some_and(|file| !file.is_writable()) {
             return Conversion::NotUpgradable;
         }
@@ -30,7 +30,7 @@ impl<F: LockedFile> Resource<F> {
         Conversion::Begun(file)
     }
 
-    /// Puts the file back whose lock was to be converted; `converted_to` is `None` if it was
+    /// Puts the file back after the conversion of its lock; `converted_to` is `None` if the kernel
     /// refused.
     pub(super) fn end_conversion(
         &mut self,
@@ -47,8 +47,8 @@ impl<F: LockedFile> Resource<F> {
         self.admit_waiters(waits, wakes);
     }
 
-    /// Whoever came while the lock was being converted, and would wait for the exclusive hold of
-    /// its own owner, asks again, and is told.
+    /// Waiters that queued during the conversion may now wait for an exclusive hold of their own
+    /// owner. They must ask for admission again, which refuses them.
     fn send_back_own(&mut self, waits: &mut Waits<F>, wakes: &mut WakeList) {
         let (State::Held(hold), Some(queue)) = (&self.state, &mut self.queue) else { return };
         if hold.mode() == Mode::Shared {

@@ -1,34 +1,37 @@
-//! Whose turn it is among processes, which know nothing of each other.
+//! Turns: how processes that do not know of each other share one lock.
 //!
-//! A waiter in another process is told of a release, and then needs some microseconds to wake; a
-//! waiter in this process finds the lock free at once. So a process may have a resource again and
-//! again for a while ([`MAX_TURN`]), and then its waits leave it alone for as long as others need
-//! ([`YIELD_TIME`]). Where it has met others, the while is short ([`MAX_TURN_AMONG_OTHERS`]).
+//! After a release, a waiter of another process needs some microseconds to wake, but a waiter of
+//! this process finds the lock free at once, and would always win. So a process may lock a resource
+//! repeatedly for [`MAX_TURN`]; then its waits leave the lock alone for [`YIELD_TIME`], long enough
+//! for a waiter of another process. After a wait that met contention, the limit is
+//! [`MAX_TURN_AMONG_OTHERS`].
 //!
-//! A turn is the process's: it begins when a wait gets the lock, goes on through the queue, the
-//! spaces and the tries of the process, and ends when the process has left the lock alone for
-//! [`YIELD_TIME`], so that anybody could have had it.
+//! A turn belongs to the process, with all its spaces. It begins when a wait gets the lock,
+//! continues through later waits, handovers and tries of the process, and ends when the process has
+//! left the lock alone for [`YIELD_TIME`].
 
 use std::time::{Duration, Instant};
 
 use crate::engine::Name;
 use crate::types::FileId;
 
-/// How long a turn lasts, at least, before the lock is left to other processes. Rarely, since
-/// mostly there is nobody else.
+/// After a turn of this length, waits leave the lock to other processes, and releases hand it over
+/// to no waiter of this space. It is long, since mostly no other process wants the lock.
 pub(crate) const MAX_TURN: Duration = Duration::from_millis(50);
 
-/// The same where others are known to want the lock.
+/// The same after a wait that met contention.
 const MAX_TURN_AMONG_OTHERS: Duration = Duration::from_millis(2);
 
-/// How long the lock is left to other processes. A waiter elsewhere wakes in a tenth of that.
+/// How long waits leave the lock to other processes. A waiter of another process wakes in a tenth
+/// of this.
 pub(crate) const YIELD_TIME: Duration = Duration::from_millis(1);
 
-/// What has its turns.
+/// The resource that a turn is about, across the spaces of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TurnKey {
     directory: Option<FileId>,
-    /// Two names of one hash share their turns, and yield more often than they must.
+    /// The hash of the resource's name. Two names with one hash share their turns, and so yield
+    /// more often than they must.
     hash: u64,
 }
 
@@ -38,21 +41,21 @@ impl TurnKey {
         Self { directory, hash }
     }
 
-    /// Of a resource whose name has this hash.
+    /// The key of a resource whose name has this hash.
     pub(crate) fn of(name: &Name, hash: u64) -> Self {
         Self::new(name.directory().map(|directory| directory.id()), hash)
     }
 }
 
-/// Whether a wait has found the lock held by somebody outside of the process.
+/// Whether the kernel has refused the lock to a wait: it was held outside of the space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contention {
     Met,
     NotMet,
 }
 
-/// The turns that have just ended, unless they go on in a moment. Hardly ever more than a few, as
-/// each is soon forgotten.
+/// The turns whose lock the process released less than [`YIELD_TIME`] ago: each continues if the
+/// process locks again in time. Hardly ever more than a few.
 #[derive(Debug, Default)]
 pub(crate) struct RecentTurns(Vec<RecentTurn>);
 
@@ -77,17 +80,17 @@ impl RecentTurns {
         self.0.iter_mut().find(|turn| turn.key == key)
     }
 
-    /// What this process has had since `began` it has let go of.
+    /// The process has released the lock, whose turn began at `began`.
     pub(crate) fn end(&mut self, key: TurnKey, began: Instant, now: Instant) {
         self.forget(now);
         match self.find(key) {
-            // Two spaces of this process share it.
+            // Another space of this process has had the same turn.
             Some(turn) => (turn.ended, turn.began) = (now, turn.began.min(began)),
             None => self.0.push(RecentTurn { key, began, ended: now }),
         }
     }
 
-    /// Until when the lock is to be left to other processes; `None` if this process may have it.
+    /// Until when waits must leave the lock to other processes; `None` if they may lock it now.
     pub(crate) fn yield_until(&mut self, key: TurnKey, now: Instant) -> Option<Instant> {
         self.forget(now);
         let turn = self.find(key)?;
@@ -95,7 +98,7 @@ impl RecentTurns {
         (lasted >= MAX_TURN).then(|| turn.ended + YIELD_TIME)
     }
 
-    /// A wait has got the lock: since when the turn counts.
+    /// A wait has got the lock: returns when its turn began.
     pub(crate) fn begin(&mut self, key: TurnKey, contention: Contention, now: Instant) -> Instant {
         self.forget(now);
         let began = self.find(key).map_or(now, |turn| turn.began);
@@ -108,17 +111,18 @@ impl RecentTurns {
         }
     }
 
-    /// A try has got the lock. That begins no turn, but one may go on: since when it counts.
+    /// A try has got the lock. A try begins no turn, but may continue one: returns when that began.
     pub(crate) fn resume(&mut self, key: TurnKey, now: Instant) -> Option<Instant> {
         self.forget(now);
         self.find(key).map(|turn| turn.began)
     }
 }
 
-/// For so long a process remembers that it has rivals for a file.
+/// How long a process remembers that it has lost a race for a file.
 const RIVALS_REMEMBERED: Duration = Duration::from_millis(200);
 
-/// The files that another process was faster to lock, and when. Hardly ever more than a few.
+/// The files for which a wait of this process has lost a race lately, and when. Hardly ever more
+/// than a few.
 #[derive(Debug, Default)]
 pub(crate) struct LostRaces(Vec<(FileId, Instant)>);
 
@@ -133,7 +137,7 @@ impl LostRaces {
         self.0.push((file, now));
     }
 
-    /// Whether this process has rivals for the file.
+    /// Whether this process has lost a race for the file lately.
     pub(crate) fn has(&mut self, file: FileId, now: Instant) -> bool {
         self.forget(now);
         self.0.iter().any(|(other, _)| *other == file)

@@ -1,4 +1,4 @@
-//! A frozen space: what is held does not change, and releases are deferred.
+//! A frozen space: its holds do not change, and releases are deferred.
 
 use hashbrown::HashMap;
 
@@ -13,11 +13,11 @@ pub(super) struct Freeze {
     /// How many snapshots of the space there are.
     #[cfg(feature = "snapshot")]
     pub(super) snapshots: usize,
-    /// How many of them are being executed. Nothing more is deferred meanwhile: the new program is
-    /// told what was deferred before.
+    /// How many of them are being executed. Meanwhile no release is deferred: the new program has
+    /// already been told of those deferred before.
     #[cfg(feature = "snapshot")]
     pub(super) execs: usize,
-    /// How many releases of each kind happen when the last snapshot is dropped.
+    /// How many releases to make when the last snapshot is dropped.
     deferred: HashMap<(Slot, OwnerId, HoldKind), u32>,
 }
 
@@ -37,12 +37,12 @@ impl Freeze {
         Ok(())
     }
 
-    /// How many of these `held` holds remain once what was deferred has happened.
+    /// How many of these `held` holds have no deferred release.
     pub(super) fn remaining(&self, slot: Slot, owner: OwnerId, kind: HoldKind, held: u32) -> u32 {
         held - self.deferred.get(&(slot, owner, kind)).copied().unwrap_or(0)
     }
 
-    /// What is deferred, with how many releases of each.
+    /// The deferred releases, counted by slot, owner and kind.
     #[cfg(feature = "snapshot")]
     pub(super) fn deferred(&self) -> impl Iterator<Item = (Slot, OwnerId, u32)> {
         self.deferred.iter().map(|(&(slot, owner, _), &count)| (slot, owner, count))

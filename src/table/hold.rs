@@ -1,10 +1,10 @@
-//! A lock that is held, and for whom.
+//! A held lock, with all the owners that hold it.
 
 use super::owners::{Owners, TooManyHolds};
 use super::{Admission, Claim, LockedFile};
 use crate::types::{ByteRange, InvalidRequest, Mode, Origin};
 
-/// A lock that is held.
+/// One held lock, with the holds of all its owners.
 #[derive(Debug)]
 pub(crate) struct Hold<F> {
     backing: Backing<F>,
@@ -17,7 +17,7 @@ pub(crate) struct Hold<F> {
 #[derive(Debug)]
 enum Backing<F> {
     File(F),
-    /// The table alone: the space is in memory. Or the file is with the thread that converts it.
+    /// No file: the space is in memory, or the file is with the thread that converts its lock.
     NoFile(ByteRange),
 }
 
@@ -80,7 +80,7 @@ impl<F: LockedFile> Hold<F> {
         }
     }
 
-    /// Puts the file back, and changes the mode if the lock was converted.
+    /// Puts the file back, and sets the mode if the lock was converted.
     pub(super) fn put_file(&mut self, file: F, converted_to: Option<Mode>) {
         self.backing = Backing::File(file);
         self.set_mode(converted_to.unwrap_or(self.mode));
@@ -90,14 +90,15 @@ impl<F: LockedFile> Hold<F> {
         self.mode = mode;
     }
 
-    /// Adds a leased hold of the claim's owner, whose mode has been found compatible.
+    /// Adds a leased hold of the claim's owner. The caller has checked that the modes are
+    /// compatible.
     pub(super) fn join(&mut self, claim: &Claim) -> Admission {
         let held = self.range();
         if held != claim.range {
             let asked = claim.range;
             return Admission::Invalid(InvalidRequest::OtherRange { held, asked });
         }
-        // One name can mean two files where callers hand in descriptors.
+        // With descriptors of callers, one name can mean two files.
         if claim.opened || self.origin == Origin::Opened {
             match (claim.file, self.file()) {
                 (None, _) => return Admission::NeedsFileId,

@@ -5,21 +5,24 @@
 //!
 //! | state | what it means | who ends it | a try that meets it |
 //! |---|---|---|---|
-//! | acquiring | one thread makes the system calls for one hold | that thread: held, or absent | waits, if compatible; else refused |
-//! | contended | the same thread waits for a holder outside of this space | that thread: acquiring, or absent | refused |
-//! | held | a descriptor with its lock, and its owners | the last owner to leave: changing, or acquiring for the head of the queue | joins, if compatible; else refused |
+//! | acquiring | one thread makes the system calls for one hold | that thread: held, contended, acquiring for the head of the queue, or absent | waits, if compatible; else refused |
+//! | contended | the same thread waits for a holder outside of this space, or for the end of a freeze | that thread: acquiring, acquiring for the head of the queue, or absent | refused |
+//! | held | a descriptor with its lock, and its owners | the last owner to leave: changing, or acquiring for the head of the queue; a conversion: converting | joins, if compatible; else refused |
 //! | converting | held, and one thread tries to change the lock's mode | that thread: held | waits, if compatible; else refused |
 //! | changing | one thread unlinks, unlocks and closes, or creates or deletes the file | that thread: acquiring for the head of the queue, or absent | waits |
 //!
-//! Waiters queue in order. The one at the head when the resource becomes free gets it to acquire,
-//! with the descriptor and its lock where they can be handed over. Shared requests do not pass an
-//! exclusive one that waits, but those of an owner that holds it shared already do: they would wait
-//! for themselves.
+//! Waiters queue in order. When the resource becomes free, the waiter at the head of the queue gets
+//! the transition, and with it the locked descriptor where that can be handed over. A shared
+//! request does not pass a waiting exclusive one, unless its owner already holds the resource
+//! shared: that owner would otherwise wait for its own hold.
 //!
-//! This layer makes no system call, takes no mutex and starts no thread; the time is passed in. So
-//! it does not know files either: what it must know of the one that carries a hold's lock is
-//! [`LockedFile`]. Each method is one transition, and whom it has to wake it adds to a [`WakeList`]
-//! for its caller, who unlocks the table first.
+//! If the caller of an acquire leaves before the file system has answered, the resource stays
+//! acquiring, and a worker ends the transition when the answer comes.
+//!
+//! This layer makes no system call, takes no mutex and starts no thread; the time is passed in. It
+//! does not know files either: what it must know of a locked file is [`LockedFile`]. Each method is
+//! one step of a transition. It adds the waiters that must be woken to a [`WakeList`], and its
+//! caller wakes them after it has unlocked the table.
 
 mod conversion;
 mod fairness;
@@ -66,40 +69,43 @@ pub(crate) struct Claim {
     pub(crate) owner: OwnerId,
     pub(crate) mode: Mode,
     pub(crate) range: ByteRange,
-    /// The file that is meant, where the caller's descriptor or a look at the path has told it.
+    /// The file that the request means, if the caller's descriptor or a look at the path has told.
     pub(crate) file: Option<FileId>,
-    /// The caller has handed in an open file.
+    /// The target is an open file of the caller.
     pub(crate) opened: bool,
 }
 
 /// What becomes of a claim on a resource that is not absent.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// It has joined the other shared holds.
+    /// The claim has joined the other shared holds.
     Joined,
-    /// Held, or about to be, in a mode that excludes it; or others were first.
+    /// The resource is held or being acquired in a mode that excludes the claim, or an exclusive
+    /// waiter is ahead of the claim.
     Refused(Mode, Blockers),
-    /// Held by somebody outside of this space, and others of this space wait already.
+    /// The resource is held outside of this space, and a call of this space already waits for it.
     RefusedOutside,
     /// A transition must end first.
     InTransition,
-    /// As `InTransition`, but its file system has not answered for so long.
+    /// As `InTransition`, but the file system has not answered since this moment, when the caller
+    /// of the transition left.
     Unresponsive(Instant),
-    /// Whether the claim means the file that is held must be found out first.
+    /// The caller must first find out which file the claim means: it may not be the one that is
+    /// held.
     NeedsFileId,
     Invalid(InvalidRequest),
 }
 
-/// What becomes of a wish to hold in another mode.
+/// What becomes of a request to change the mode of a hold.
 #[derive(Debug)]
 pub(crate) enum Conversion<F> {
-    /// The file, which must come back by [`Table::end_conversion`].
+    /// The conversion has begun. The caller returns the file to [`Table::end_conversion`].
     Begun(F),
-    /// It is held so now, or was already.
+    /// The hold has the mode that was asked for, now or already before.
     Done,
-    /// Others hold it too.
+    /// Other owners hold the resource too, or this owner has another hold of it.
     Refused(Mode, Blockers),
-    /// Its file is open for reading only.
+    /// The hold's file is open for reading only.
     NotUpgradable,
     /// A transition must end first.
     InTransition,
@@ -109,7 +115,7 @@ pub(crate) enum Conversion<F> {
 /// The kept holds of one owner of one resource that have ended.
 pub(crate) struct KeptReleased<F> {
     pub(crate) count: u32,
-    /// The lock, if they were the last holds, and the name of the resource.
+    /// The resource's name and its lock, if these were the last holds of the resource.
     pub(crate) last: Option<(Arc<Name>, Hold<F>)>,
 }
 
@@ -121,12 +127,12 @@ impl<F> KeptReleased<F> {
 #[derive(Debug)]
 pub(crate) struct NoSuchHold;
 
-/// The resources of a space, what each owner keeps, and the calls that wait.
+/// The resources of a space, the kept holds of each owner, and the calls that wait.
 #[derive(Debug)]
 pub(crate) struct Table<F> {
     slots: Slots<F>,
-    /// What each owner keeps, by the numbers of the slots, so that all of it is found without a look
-    /// at anybody else's.
+    /// For each owner, the indexes of the slots where it has kept holds: a release of all of them
+    /// looks at no other owner's holds.
     kept: HashMap<OwnerId, HashSet<u32>>,
     waits: Waits<F>,
     frozen: Option<Box<Freeze>>,
@@ -171,8 +177,8 @@ impl<F: LockedFile> Table<F> {
         self.frozen.is_some()
     }
 
-    /// The hold, or the earlier wait, of its own owner that a claim would wait for. While the space
-    /// is frozen that is not said: the hold may have been released, which is done later.
+    /// The hold or the earlier wait of the claim's own owner that the claim would wait for. `None`
+    /// while the space is frozen: the release of that hold may be deferred.
     pub(crate) fn would_wait_for_itself(&self, slot: Slot, claim: &Claim) -> Option<DeadlockCause> {
         if self.is_frozen() { None } else { self.slots.at(slot).would_wait_for_itself(claim) }
     }
@@ -187,7 +193,7 @@ impl<F: LockedFile> Table<F> {
 
 /// Acquiring, and changing files that nobody holds.
 impl<F: LockedFile> Table<F> {
-    /// Adds a hold to a resource that others hold, or says why not.
+    /// Adds the claim's hold to the holds of a resource, or says why not.
     pub(crate) fn admit(&mut self, slot: Slot, claim: &Claim) -> Admission {
         self.slots.at_mut(slot).admit(claim)
     }
@@ -204,12 +210,13 @@ impl<F: LockedFile> Table<F> {
         self.slots.insert(|generation| Resource::new(name, hash, generation, State::changing()))
     }
 
-    /// The thread that acquires means another file by the name than the one before it did.
+    /// Replaces the resource's name: its way to the file differs from that of the previous acquire.
     pub(crate) fn set_name(&mut self, slot: Slot, name: Arc<Name>) {
         self.slots.at_mut(slot).set_name(name);
     }
 
-    /// Acquiring to held. `turn` is since when this process has had it, if that counts.
+    /// Acquiring to held. `turn` is when the process's turn with the resource began, if there is
+    /// one.
     #[inline]
     pub(crate) fn end_in_hold(
         &mut self,
@@ -227,8 +234,8 @@ impl<F: LockedFile> Table<F> {
         self.transition_ended(slot, wakes);
     }
 
-    /// Acquiring, contended or changing to acquiring for the next waiter, or to absent. Returns
-    /// the turn that has ended by it: others than this process can have the resource now.
+    /// Acquiring, contended or changing to acquiring for the next waiter, or to absent. Returns the
+    /// turn that this ends, if there was one: other processes can lock the resource now.
     #[inline]
     pub(crate) fn end_in_nothing(
         &mut self,
@@ -243,13 +250,14 @@ impl<F: LockedFile> Table<F> {
         if !resource.grant_next(HandedOver::Nothing, &mut self.waits, wakes) {
             self.slots.remove(slot);
         } else if is_frozen {
-            // The waiter makes no system calls yet: see `resume`.
+            // The waiter makes no system call until the thaw: see `resume`.
             resource.set_contended();
         }
         ended
     }
 
-    /// Acquiring to contended: who is in the way is outside of this space, so tries need not wait.
+    /// Acquiring to contended: the lock is held outside of this space, so tries are refused at
+    /// once.
     pub(crate) fn set_contended(&mut self, slot: Slot, wakes: &mut WakeList) {
         self.slots.at_mut(slot).set_contended();
         self.transition_ended(slot, wakes);
@@ -265,8 +273,8 @@ impl<F: LockedFile> Table<F> {
         true
     }
 
-    /// The thread that acquires has left without an answer of the file system; a worker ends the
-    /// transition when that comes.
+    /// The acquiring thread has left before the file system answered. A worker ends the transition
+    /// when the answer comes.
     pub(crate) fn set_unresponsive(&mut self, slot: Slot, now: Instant, wakes: &mut WakeList) {
         self.slots.at_mut(slot).set_unresponsive(now);
         self.transition_ended(slot, wakes);
@@ -299,7 +307,7 @@ impl<F: LockedFile> Table<F> {
         conversion
     }
 
-    /// Converting to held; in another mode, unless the kernel has refused that.
+    /// Converting to held. `converted_to` is the new mode; `None` if the kernel has refused it.
     pub(crate) fn end_conversion(
         &mut self,
         slot: Slot,
@@ -315,7 +323,7 @@ impl<F: LockedFile> Table<F> {
 
 /// Waiting.
 impl<F: LockedFile> Table<F> {
-    /// Registers a call that waits, so that it is found by its owner.
+    /// Registers a waiting call, so that [`waits_of`](Self::waits_of) finds it by its owner.
     pub(crate) fn begin_wait(&mut self, owner: OwnerId, waker: &Arc<Waker>) -> Ticket {
         self.waits.begin(owner, waker)
     }
@@ -324,7 +332,7 @@ impl<F: LockedFile> Table<F> {
         self.waits.end(ticket);
     }
 
-    /// The wakers of all calls of an owner that wait.
+    /// The wakers of all waiting calls of an owner.
     pub(crate) fn waits_of(&self, owner: OwnerId) -> Vec<Arc<Waker>> {
         self.waits.of(owner).map(Arc::clone).collect()
     }
@@ -332,7 +340,7 @@ impl<F: LockedFile> Table<F> {
     /// Puts a wait at the end of a resource's queue.
     ///
     /// # Errors
-    /// It would wait for its own owner.
+    /// The claim would wait for a hold or an earlier wait of its own owner.
     pub(crate) fn enqueue(
         &mut self,
         slot: Slot,
@@ -348,11 +356,11 @@ impl<F: LockedFile> Table<F> {
         Ok(())
     }
 
-    /// Puts the wait of a shared holder that is to become exclusive at the head of the queue.
+    /// Puts a wait for an upgrade at the head of the queue: its owner holds the resource shared.
     ///
     /// # Errors
-    /// Another one waits for the same, or the owner has other holds of the resource: each would
-    /// wait for the other for ever. A hold whose release is deferred is none.
+    /// Another hold already waits for an upgrade, or the owner has another hold of the resource:
+    /// either would be waited for forever. Holds whose release is deferred do not count.
     pub(crate) fn enqueue_upgrade(
         &mut self,
         slot: Slot,
@@ -382,7 +390,7 @@ impl<F: LockedFile> Table<F> {
         }
     }
 
-    /// What a wait was granted since it was put into a queue.
+    /// Takes what the wait was granted since it was queued.
     pub(crate) fn take_grant(&mut self, ticket: Ticket) -> Option<Grant<F>> {
         self.waits.take_grant(ticket)
     }
@@ -390,9 +398,9 @@ impl<F: LockedFile> Table<F> {
 
 /// Releasing and keeping.
 impl<F: LockedFile> Table<F> {
-    /// Ends one hold of an owner, or defers that while the space is frozen. Returns the lock if
-    /// it was the resource's last hold: the resource is changing until the caller has released it
-    /// and calls [`end_in_nothing`](Self::end_in_nothing).
+    /// Ends one hold of an owner; while the space is frozen, defers its end. Returns the lock if
+    /// this was the resource's last hold: the resource is changing until the caller has released
+    /// the lock and calls [`end_in_nothing`](Self::end_in_nothing).
     #[inline]
     pub(crate) fn release(
         &mut self,
@@ -416,7 +424,7 @@ impl<F: LockedFile> Table<F> {
         Ok(last)
     }
 
-    /// What one owner keeps, or every owner.
+    /// The slots where one owner, or every owner for `None`, has kept holds.
     pub(crate) fn kept(&self, owner: Option<OwnerId>) -> Vec<(OwnerId, Slot)> {
         let of = |owner: OwnerId, kept: &HashSet<u32>| -> Vec<_> {
             kept.iter().map(|index| (owner, self.slots.slot(*index))).collect()
@@ -427,8 +435,8 @@ impl<F: LockedFile> Table<F> {
         }
     }
 
-    /// Ends all kept holds of an owner in one slot: as [`release`](Self::release), and returns how
-    /// many there were. Other calls may have ended them by now.
+    /// Ends all kept holds of an owner in one slot, as [`release`](Self::release) ends one, and
+    /// counts them. The slot may be out of use: another call may have ended the holds already.
     pub(crate) fn release_kept(
         &mut self,
         slot: Slot,
@@ -456,8 +464,8 @@ impl<F: LockedFile> Table<F> {
         KeptReleased { count, last }
     }
 
-    /// Turns one hold of the other kind into one of this kind: a leased one is kept from now on,
-    /// or a kept one leased.
+    /// Turns one hold of the owner into one of this kind: a leased hold into a kept one, or the
+    /// reverse.
     pub(crate) fn set_hold_kind(
         &mut self,
         slot: Slot,
@@ -502,19 +510,19 @@ impl<F: LockedFile> Table<F> {
 /// Freezing and restoring.
 #[cfg(feature = "snapshot")]
 impl<F: LockedFile> Table<F> {
-    /// Freezes the space, once more if it is frozen.
+    /// Freezes the space. Freezes are counted: each needs its own thaw.
     pub(crate) fn freeze(&mut self) {
         self.frozen.get_or_insert_default().snapshots += 1;
     }
 
-    /// A resource that a thread makes system calls for, by now or still.
+    /// A resource in a transition: some thread makes system calls for it.
     pub(crate) fn in_transition(&self) -> Option<Slot> {
         let moving = self.slots.iter().find(|resource| resource.is_in_transition())?;
         self.slots.find(Key::from(moving.name().text()))
     }
 
-    /// Ends one freeze. If it was the last one, does what was deferred: returns the locks whose
-    /// last hold has ended, for the caller to release.
+    /// Ends one freeze. If it was the last one, makes the deferred releases, and returns each lock
+    /// whose last hold they ended, for the caller to release.
     pub(crate) fn thaw(
         &mut self,
         now: Instant,
@@ -542,8 +550,8 @@ impl<F: LockedFile> Table<F> {
         ended
     }
 
-    /// Begins to execute a snapshot of the space. Returns the releases that were deferred by now:
-    /// how many of which owner.
+    /// A snapshot of the space is about to be executed. Returns the deferred releases: resource,
+    /// owner, and how many.
     pub(crate) fn begin_exec(&mut self) -> Vec<(Arc<Name>, OwnerId, u32)> {
         let Some(frozen) = &mut self.frozen else { return Vec::new() };
         frozen.execs += 1;
@@ -564,7 +572,7 @@ impl<F: LockedFile> Table<F> {
         wakes.transition_ended = true;
     }
 
-    /// Absent to held, for each of these: a table that is being restored.
+    /// Absent to held, for each hold of a restored space.
     pub(crate) fn restore(&mut self, holds: impl ExactSizeIterator<Item = (Arc<Name>, Hold<F>)>) {
         self.slots.reserve(holds.len());
         for (name, hold) in holds {

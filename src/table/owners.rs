@@ -8,7 +8,7 @@ use super::NoSuchHold;
 use crate::error::Blockers;
 use crate::types::OwnerId;
 
-/// Who is responsible for the release of a hold.
+/// What releases a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HoldKind {
     /// A lease: its drop releases the hold.
@@ -17,7 +17,7 @@ pub(crate) enum HoldKind {
     Kept,
 }
 
-/// The owners, in order of id. Hardly ever more than a few: one needs no allocation.
+/// The owners, in order of id. Hardly ever more than a few, and one owner needs no allocation.
 #[derive(Debug)]
 pub(crate) struct Owners(SmallVec<[OwnerHolds; 1]>);
 
@@ -29,8 +29,8 @@ struct OwnerHolds {
     kept: u32,
 }
 
-/// Whether an owner has begun or ceased to keep the resource: the table lists what each owner
-/// keeps.
+/// Whether an owner now has its first kept hold of the resource, or none any more: the table lists
+/// the kept holds of each owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(super) enum KeptChange {
@@ -57,7 +57,7 @@ impl OwnerHolds {
 }
 
 impl Owners {
-    /// One owner with one hold, which a lease has.
+    /// One owner with one leased hold.
     pub(crate) fn one(owner: OwnerId) -> Self {
         Self(smallvec![OwnerHolds { owner, leased: 1, kept: 0 }])
     }
@@ -78,7 +78,7 @@ impl Owners {
     #[inline]
     fn find(&self, owner: OwnerId) -> Result<usize, usize> {
         match &self.0[..] {
-            // As nearly always.
+            // The common case.
             [one] if one.owner == owner => Ok(0),
             all => all.binary_search_by_key(&owner, |holds| holds.owner),
         }
@@ -128,7 +128,7 @@ impl Owners {
         kept
     }
 
-    /// Turns one hold of the other kind into one of this kind.
+    /// Turns one hold of the owner from the other kind into this kind.
     pub(super) fn convert_to(
         &mut self,
         kind: HoldKind,
@@ -159,7 +159,7 @@ impl Owners {
         self.find(owner).map_or(0, |at| *self.0[at].clone().count_mut(kind))
     }
 
-    /// Whether there is one hold altogether, and it is this owner's.
+    /// Whether the only hold of the resource is this owner's.
     pub(super) fn is_sole(&self, owner: OwnerId) -> bool {
         matches!(&self.0[..], [holds] if holds.owner == owner && holds.total() == 1)
     }
@@ -169,8 +169,8 @@ impl Owners {
         self.0.is_empty()
     }
 
-    /// All owners, for a refusal. `asking` is the owner that asks to convert its hold: it is only
-    /// in its own way if it has another one.
+    /// The owners that a refusal names. `asking` is the owner that asks to convert its hold: it is
+    /// named only if it has another hold.
     pub(crate) fn blockers(&self, asking: Option<OwnerId>) -> Blockers {
         match (&self.0[..], asking) {
             ([one], None) => one.owner.into(),

@@ -1,4 +1,4 @@
-//! Who waits for a resource, in order.
+//! The queue of a resource, and all waiting calls of a space.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -9,52 +9,52 @@ use super::Claim;
 use crate::sync::Waker;
 use crate::types::{InvalidRequest, Mode, Origin, OwnerId};
 
-/// A call that waits, of one owner.
+/// Identifies one waiting call of one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket {
     owner: OwnerId,
     number: u64,
 }
 
-/// What a waiter finds when its turn has come.
+/// What a transition grants to a waiter.
 #[derive(Debug)]
 pub(crate) enum Grant<F> {
-    /// It has joined the resource's other shared holds.
+    /// The waiter has joined the resource's other shared holds.
     Joined,
     /// The resource is acquiring, and the waiter has this transition.
     Acquire(HandedOver<F>),
-    /// It must ask for admission again.
+    /// The waiter must ask for admission again.
     AskAgain,
     Invalid(InvalidRequest),
 }
 
-/// How a resource comes to the next waiter.
+/// What the next waiter gets with the transition.
 #[derive(Debug)]
 pub(crate) enum HandedOver<F> {
-    /// With the file of its last hold, locked in this mode.
+    /// The file of the hold that has ended, still locked in this mode.
     File(F, Mode, Origin),
     Nothing,
 }
 
-/// Those whom a transition has to wake, once the table's mutex is unlocked.
+/// The waiters that a transition has to wake, after the table's mutex is unlocked.
 #[derive(Debug, Default)]
 #[must_use = "a waiter that is not woken sleeps on"]
 pub(crate) struct WakeList {
     wakers: Vec<Arc<Waker>>,
-    /// A transition has ended that a thread waits for.
+    /// A watched transition has ended.
     pub(super) transition_ended: bool,
 }
 
 impl WakeList {
-    /// Wakes the waiters of this list. Whether a transition has ended that a thread waits for, it
-    /// returns: the table does not know how those sleep.
+    /// Wakes the waiters of this list. Returns whether a watched transition has ended: the caller
+    /// then wakes the threads that wait for it, since the table does not know how they sleep.
     #[must_use]
     pub(crate) fn wake(self) -> bool {
         self.wakers.iter().for_each(|waker| waker.wake());
         self.transition_ended
     }
 
-    /// Whether there is nobody to wake, as mostly.
+    /// Whether no thread has to be woken, which is the common case.
     pub(crate) fn is_empty(&self) -> bool {
         self.wakers.is_empty() && !self.transition_ended
     }
@@ -67,7 +67,7 @@ impl WakeList {
     }
 }
 
-/// All calls that wait, in order of owner.
+/// All waiting calls of a space, in order of owner.
 pub(super) struct Waits<F> {
     waits: BTreeMap<Ticket, Wait<F>>,
     last_number: u64,
@@ -139,8 +139,7 @@ impl<F> fmt::Debug for Waits<F> {
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     pub(super) waiting: VecDeque<Queued>,
-    /// Since when this process has had the resource without leaving it to others; `None` if that
-    /// does not count yet.
+    /// When the process's turn with the resource began; `None` if no turn counts yet.
     pub(super) turn: Option<Instant>,
 }
 
@@ -148,7 +147,7 @@ pub(super) struct Queue {
 pub(super) struct Queued {
     pub(super) claim: Claim,
     pub(super) ticket: Ticket,
-    /// It holds the resource shared, and waits to become exclusive.
+    /// The waiter holds the resource shared, and waits for an upgrade.
     pub(super) upgrades: bool,
 }
 
@@ -157,7 +156,7 @@ impl Queue {
         self.waiting.is_empty() && self.turn.is_none()
     }
 
-    /// The owner of the wait at the head, if that is to become exclusive.
+    /// The owner of the waiter at the head, if that waits for an upgrade.
     pub(super) fn upgrader(&self) -> Option<OwnerId> {
         self.waiting.front().filter(|first| first.upgrades).map(|first| first.claim.owner)
     }
@@ -166,7 +165,7 @@ impl Queue {
         self.waiting.iter().any(|queued| queued.claim.mode == Mode::Exclusive)
     }
 
-    /// The mode of a wait of the same owner that excludes the claim.
+    /// The mode of a queued wait of the claim's owner, if that mode excludes the claim.
     pub(super) fn asked_by_own(&self, claim: &Claim) -> Option<Mode> {
         let excludes = |queued: &&Queued| {
             queued.claim.owner == claim.owner && !queued.claim.mode.compatible(claim.mode)

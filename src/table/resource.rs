@@ -15,9 +15,9 @@ use crate::types::{ByteRange, Mode, Origin, OwnerId};
 #[derive(Debug)]
 pub(crate) struct Resource<F> {
     name: Arc<Name>,
-    /// Of its name.
+    /// The hash of the name.
     hash: u64,
-    /// Part of its slot.
+    /// The generation of its slot.
     generation: u32,
     /// A thread waits for the transition to end.
     pub(super) watched: bool,
@@ -36,12 +36,12 @@ pub(super) enum State<F> {
     Changing(Changing),
 }
 
-/// What the thread that is acquiring will hold.
+/// The owner and the mode of the hold that a thread is acquiring.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Acquiring {
     owner: OwnerId,
     mode: Mode,
-    /// The caller left at its deadline; the file system has not answered since then.
+    /// When the caller left, at its deadline or cancelled, without an answer of the file system.
     unresponsive_since: Option<Instant>,
 }
 
@@ -85,7 +85,7 @@ impl<F> Resource<F> {
         self.generation
     }
 
-    /// The hold, if it is held.
+    /// The held lock; `None` in every state but held and converting.
     pub(crate) fn hold(&self) -> Option<&Hold<F>> {
         match &self.state {
             State::Held(hold) | State::Converting(hold) => Some(hold),
@@ -115,19 +115,19 @@ impl<F> Resource<F> {
         }
     }
 
-    /// Whether it is held by somebody outside of this space, and one call of this space waits for
-    /// that.
+    /// Whether the resource is contended: a call of this space waits for a holder outside of it, or
+    /// for the end of a freeze.
     pub(crate) fn is_contended(&self) -> bool {
         matches!(self.state, State::Contended(_))
     }
 
-    /// Whether a thread makes system calls for it now.
+    /// Whether a thread makes system calls for the resource now.
     #[cfg(feature = "snapshot")]
     pub(super) fn is_in_transition(&self) -> bool {
         matches!(self.state, State::Acquiring(_) | State::Converting(_) | State::Changing(_))
     }
 
-    /// Since when its file system has not answered a caller that has left.
+    /// When the caller left without an answer of the file system, if it did.
     pub(crate) fn unresponsive_since(&self) -> Option<Instant> {
         match &self.state {
             State::Acquiring(acquiring) => acquiring.unresponsive_since,
@@ -180,7 +180,8 @@ impl<F> Resource<F> {
 }
 
 impl<F: LockedFile> Resource<F> {
-    /// Who holds it, if it is simply held, in a mode that excludes this one.
+    /// The owners and their mode, if the resource is held (not converting) in a mode that excludes
+    /// `mode`.
     #[inline]
     pub(crate) fn refuses(&self, mode: Mode) -> Option<(Mode, Blockers)> {
         match &self.state {
@@ -191,7 +192,7 @@ impl<F: LockedFile> Resource<F> {
         }
     }
 
-    /// Adds a hold of the claim's owner to those that there are, or says why not.
+    /// Adds the claim's hold to the holds of the resource, or says why not.
     pub(super) fn admit(&mut self, claim: &Claim) -> Admission {
         let compatible = match &self.state {
             State::Held(hold) => {
@@ -221,7 +222,7 @@ impl<F: LockedFile> Resource<F> {
         self.queue.as_ref().is_some_and(|queue| queue.exclusive_waits())
     }
 
-    /// The hold, or the earlier wait, of its own owner that the claim would wait for.
+    /// The hold or the earlier wait of the claim's own owner that the claim would wait for.
     pub(super) fn would_wait_for_itself(&self, claim: &Claim) -> Option<DeadlockCause> {
         let excludes = |mode: Mode| !mode.compatible(claim.mode);
         match &self.state {
@@ -238,7 +239,8 @@ impl<F: LockedFile> Resource<F> {
                     return Some(DeadlockCause::OwnHold { held: hold.mode() });
                 }
             }
-            // It may be shared in a moment: else whoever waits is told then to ask again.
+            // The hold may soon be shared. If it is exclusive instead, `send_back_own` sends the
+            // waiter back.
             State::Converting(hold) => {
                 if hold.owners.has(claim.owner) && claim.mode == Mode::Exclusive {
                     return Some(DeadlockCause::OwnHold { held: hold.mode() });
@@ -256,10 +258,10 @@ impl<F: LockedFile> Resource<F> {
         queue.waiting.push_back(Queued { claim, ticket, upgrades: false });
     }
 
-    /// Puts a shared holder that waits to become exclusive at the head of the queue.
+    /// Puts a wait for an upgrade at the head of the queue.
     ///
     /// # Errors
-    /// Another one waits there for the same.
+    /// Another wait for an upgrade is there already.
     pub(super) fn enqueue_upgrade(
         &mut self,
         ticket: Ticket,
@@ -275,7 +277,7 @@ impl<F: LockedFile> Resource<F> {
         Ok(())
     }
 
-    /// Takes a wait out of the queue. Others may have been behind it: see
+    /// Takes a wait out of the queue. Waiters behind it may be able to join now: see
     /// [`admit_waiters`](Self::admit_waiters).
     pub(super) fn dequeue(&mut self, ticket: Ticket) {
         if let Some(queue) = &mut self.queue {
@@ -286,8 +288,9 @@ impl<F: LockedFile> Resource<F> {
         }
     }
 
-    /// Lets those waiters join a shared hold that may: the ones at the head of the queue, and,
-    /// wherever they are, those of owners that hold it already, which would wait for themselves.
+    /// Lets waiters join a shared hold: the shared waiters ahead of the first exclusive one, and
+    /// behind it those whose owner already holds the resource, since these would wait for
+    /// themselves.
     pub(super) fn admit_waiters(&mut self, waits: &mut Waits<F>, wakes: &mut WakeList) {
         let (State::Held(hold), Some(queue)) = (&mut self.state, &mut self.queue) else { return };
         if hold.mode() == Mode::Exclusive {
@@ -311,8 +314,8 @@ impl<F: LockedFile> Resource<F> {
         });
     }
 
-    /// Nobody holds it: gives the transition to the waiter at the head of the queue. `false` if
-    /// nobody waits.
+    /// Gives the transition of a resource that nobody holds to the waiter at the head of the queue.
+    /// `false` if the queue is empty.
     pub(super) fn grant_next(
         &mut self,
         handed_over: HandedOver<F>,
@@ -327,9 +330,9 @@ impl<F: LockedFile> Resource<F> {
         true
     }
 
-    /// An owner has left. If it was the last one, hands the file over to the waiter at the head of
-    /// the queue where that can be; else returns the hold, which the caller releases: the
-    /// resource is changing until then.
+    /// An owner has ended a hold. If no hold is left, hands the file over to the waiter at the head
+    /// of the queue where that is possible; else returns the lock for the caller to release, and
+    /// the resource is changing until then.
     #[inline]
     pub(super) fn owner_left(
         &mut self,
@@ -365,7 +368,7 @@ impl<F: LockedFile> Resource<F> {
         None
     }
 
-    /// Wakes the waiter that wants to become exclusive, once it is the only holder left.
+    /// Wakes the waiter that waits for an upgrade, if its hold is the only one left.
     fn wake_upgrader(&self, waits: &Waits<F>, wakes: &mut WakeList) {
         if let (State::Held(hold), Some(queue)) = (&self.state, &self.queue)
             && let Some(first) = queue.waiting.front()
@@ -377,7 +380,7 @@ impl<F: LockedFile> Resource<F> {
     }
 }
 
-/// Whether a waiter can go on with the file of a hold that ends, and the lock on it.
+/// Whether a waiter can take over the locked file of a hold that ends.
 fn can_take_over<F: LockedFile>(first: &Queued, hold: &Hold<F>) -> bool {
     let Some(file) = hold.file() else { return false };
     hold.range() == first.claim.range

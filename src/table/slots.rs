@@ -1,7 +1,7 @@
-//! Where the resources are: found by name, or by the slot that each one has.
+//! Storage for the resources: each is found by its name or by its slot.
 //!
-//! Who holds a resource, or waits for it, keeps its slot, so that a release finds it without
-//! hashing its name.
+//! Each hold and each wait stores the slot of its resource, so that a release need not hash the
+//! name.
 
 use hashbrown::HashTable;
 use slab::Slab;
@@ -9,7 +9,8 @@ use slab::Slab;
 use super::resource::Resource;
 use crate::engine::Key;
 
-/// Where a resource is until it is absent. A later resource in the same place has another slot.
+/// The place of a resource, until the resource is absent. A later resource in the same place has
+/// another generation, and so another slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Slot {
     index: u32,
@@ -21,13 +22,13 @@ pub(crate) struct Slot {
 pub(super) struct Slots<F> {
     resources: Slab<Resource<F>>,
     by_name: HashTable<Slot>,
-    /// Counts insertions, and so tells the resources apart that one place has had. It wraps: to be
-    /// taken for another resource, a slot would have to be kept for 2^32 insertions.
+    /// Counts insertions, to tell apart the resources that have been in one place. It wraps: a
+    /// stale slot could be mistaken for a live one only after 2^32 insertions.
     generation: u32,
 }
 
 impl Slot {
-    /// What tells it from all other slots that are in use.
+    /// Its place: no other slot in use has the same.
     pub(super) fn index(self) -> u32 {
         self.index
     }
@@ -54,7 +55,8 @@ impl<F> Slots<F> {
         self.resources.reserve(count);
     }
 
-    /// Adds the resource that `make` returns for its generation; its name is not there yet.
+    /// Adds the resource that `make` returns for a generation. No stored resource may have its
+    /// name.
     #[inline]
     pub(super) fn insert(&mut self, make: impl FnOnce(u32) -> Resource<F>) -> Slot {
         self.generation = self.generation.wrapping_add(1);
@@ -102,7 +104,7 @@ impl<F> Slots<F> {
         (resource.generation() == slot.generation).then_some(resource)
     }
 
-    /// The slot of this number, which is in use.
+    /// The slot with this index, which is in use.
     pub(super) fn slot(&self, index: u32) -> Slot {
         Slot { index, generation: self.resources[index as usize].generation() }
     }
