@@ -2,8 +2,8 @@
 //!
 //! A call that may wait must end at its deadline, so a worker makes the system calls that may hang:
 //! all that open a file or resolve a path, and those on an open file unless its file system is
-//! known to answer from the kernel's memory. The conversion of a lock is an exception, see
-//! `convert`. A try makes all its system calls itself.
+//! known to answer from the kernel's memory. Conversions (see `convert`) and the release of a lease
+//! are exceptions. A try makes all its system calls itself.
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -1,10 +1,11 @@
-//! A value, and the threads that wait for it to change.
+//! A mutex with a condition variable: a value, and the threads that wait for it to change.
 //!
-//! By the standard library's mutex and condition variable, as these are all in their own memory.
-//! parking_lot keeps the sleeping threads of a process in one table, on those threads' stacks. A
-//! forked child has a copy of the table but none of the other threads, and gives their stacks to
-//! threads of its own: it would trip over a worker or a waiter that slept when it was forked. So
-//! every thread that sleeps for longer than a few instructions take sleeps here.
+//! It uses the standard library's mutex and condition variable, since their whole state is in the
+//! value itself. parking_lot keeps the sleeping threads of a process in one table, with entries on
+//! those threads' stacks. A forked child has a copy of that table but not the other threads, and
+//! reuses their stacks for new threads: entries of workers and waiters that slept during the fork
+//! would then be garbage. So every thread of this crate that may sleep long sleeps in a `Monitor`;
+//! parking_lot's mutexes are held for a few instructions only.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -17,11 +18,11 @@ pub(crate) struct Monitor<T> {
 
 impl<T> Monitor<T> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        // No code under the mutex panics half done.
+        // A poisoned value is still intact: no code panics in the middle of a change.
         self.value.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sleeps until notified, perhaps for nothing, or until `until`.
+    /// Sleeps until notified or until `until`; may also wake for no reason.
     pub(crate) fn wait<'a>(
         &self,
         guard: MutexGuard<'a, T>,

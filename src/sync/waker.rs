@@ -1,4 +1,4 @@
-//! Wakes the thread of one waiting call, however it sleeps.
+//! Wakes the thread of one waiting call, on a condition variable or in `poll`.
 
 use std::time::Instant;
 
@@ -13,22 +13,22 @@ pub(crate) struct Waker {
 
 #[derive(Debug, Default)]
 struct WakeState {
-    /// There is something to look at.
+    /// The thread was woken, and has not slept since.
     woken: bool,
-    /// The wait has to end. This stays.
+    /// The wait was cancelled. This is never reset.
     cancelled: bool,
-    /// The thread sleeps in `poll`, and this wakes it.
+    /// What wakes the thread while it sleeps in `poll`.
     poll_waker: Option<PollWaker>,
 }
 
 impl Waker {
-    /// Wakes the thread: there is something to look at. If it does not sleep now, its next sleep
-    /// ends at once.
+    /// Wakes the thread, so that it looks again at what it waits for. If it does not sleep now, its
+    /// next sleep ends at once.
     pub(crate) fn wake(&self) {
         self.change(|state| state.woken = true);
     }
 
-    /// Wakes the thread: its wait has to end.
+    /// Cancels the wait, and wakes the thread.
     pub(crate) fn cancel(&self) {
         self.change(|state| state.cancelled = true);
     }
@@ -37,7 +37,7 @@ impl Waker {
         self.state.lock().cancelled
     }
 
-    /// Sleeps until woken, or until `until`.
+    /// Sleeps until woken or cancelled, or until `until`.
     pub(crate) fn sleep(&self, until: Option<Instant>) {
         let mut state = self.state.lock();
         while !state.woken && !state.cancelled && until.is_none_or(|until| Instant::now() < until) {
@@ -46,8 +46,8 @@ impl Waker {
         state.woken = false;
     }
 
-    /// Sleeps until `until`, whatever there is to look at, unless the wait has to end. (A worker
-    /// may have answered first and woken this thread later.)
+    /// Sleeps until `until` or until cancelled. Ignores wakes: a worker stores its answer before it
+    /// wakes this thread, so such a wake can come late.
     pub(crate) fn pause(&self, until: Instant) {
         let mut state = self.state.lock();
         while !state.cancelled && Instant::now() < until {
@@ -55,8 +55,8 @@ impl Waker {
         }
     }
 
-    /// The thread is about to sleep in `poll`: `poll_waker` is to wake it, once. `false` if there
-    /// is something to look at already.
+    /// The thread is about to sleep in `poll`: the next wake or cancel uses `poll_waker`. `false`
+    /// if the thread was woken or cancelled already, and must not sleep.
     pub(crate) fn set_poll_waker(&self, poll_waker: PollWaker) -> bool {
         let mut state = self.state.lock();
         if std::mem::take(&mut state.woken) || state.cancelled {
@@ -66,7 +66,7 @@ impl Waker {
         true
     }
 
-    /// The thread sleeps in `poll` no longer; `None` if the poll waker was used.
+    /// The thread has left `poll`. `None` if the poll waker was used.
     pub(crate) fn take_poll_waker(&self) -> Option<PollWaker> {
         let mut state = self.state.lock();
         state.woken = false;
@@ -77,8 +77,8 @@ impl Waker {
         let mut state = self.state.lock();
         change(&mut state);
         match state.poll_waker.take() {
-            // Under the mutex: whoever takes the poll waker back must find the watch that it ends
-            // as it has left it.
+            // Under the mutex: when the thread finds its poll waker used, the watch must be removed
+            // already.
             Some(poll_waker) => poll_waker.wake(),
             None => {
                 // The thread that is woken needs this mutex, so it is unlocked before the

@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 
 use crate::sync::Waker;
 
-/// Ends waits from another thread. Clones are the same.
+/// Ends waits from another thread. All clones cancel the same waits.
 ///
-/// It stays cancelled: a wait that begins later ends at once, also one that would only try, and
-/// also where the resource is free.
+/// It stays cancelled: every later call with it ends at once, even a try, and even if the resource
+/// is free.
 ///
 /// ```
 /// use lockspace::{AcquireError, Cancel, LockSpace, Naming, OwnerId, Request, Wait};
@@ -43,14 +43,14 @@ struct Cancelling {
 }
 
 impl Cancel {
-    /// Nothing is cancelled yet.
+    /// A `Cancel` that is not cancelled yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Ends every wait that was made with this, now and later. Does not block, but takes a mutex:
-    /// not for signal handlers.
+    /// Ends every current and later wait that was given this `Cancel`. Does not block, but takes a
+    /// mutex, so a signal handler must not call it.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::SeqCst);
         for waker in std::mem::take(&mut *self.0.waiting.lock()) {
@@ -64,14 +64,15 @@ impl Cancel {
         self.0.cancelled.load(Ordering::SeqCst)
     }
 
-    /// Cancels when what this returns is dropped, such as with the future that waits.
+    /// Returns a guard that cancels when it is dropped, for example together with a future that
+    /// waits.
     pub fn on_drop(self) -> CancelOnDrop {
         CancelOnDrop(self)
     }
 
     pub(super) fn register(&self, waker: &Arc<Waker>) {
         self.0.waiting.lock().push(Arc::clone(waker));
-        // It may have been cancelled just before; then nobody else wakes this one.
+        // `cancel` may have taken the list just before the push, and then has not seen this waker.
         if self.is_cancelled() {
             waker.cancel();
         }

@@ -13,7 +13,7 @@ use crate::sync::Waker;
 pub(crate) struct WaitContext {
     pub(crate) waker: Arc<Waker>,
     started: Instant,
-    /// `None`: for as long as it takes.
+    /// `None`: the wait has no deadline.
     deadline: Option<Instant>,
     cancel: Option<Cancel>,
     /// Whether subscribers of `tracing` know that it waits.
@@ -23,14 +23,14 @@ pub(crate) struct WaitContext {
 
 /// How a call begins.
 pub(crate) enum Start {
-    /// It tries once, and makes its system calls itself.
+    /// The call tries once, and makes its system calls itself.
     Try,
-    /// Its wait is over before it has begun.
+    /// The call was cancelled before it began.
     Cancelled,
     Wait(WaitContext),
 }
 
-/// Why a wait has ended without what was waited for.
+/// Why a wait has ended without success.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitEnd {
     TimedOut,
@@ -43,7 +43,8 @@ impl WaitContext {
             return Start::Cancelled;
         }
         let deadline = match wait.limit {
-            // Before the clock is read: that can be a system call, of which a try must make none.
+            // Decided before the clock is read: reading it can be a system call, and a try must not
+            // make that.
             Limit::No => return Start::Try,
             Limit::Until(moment) => Some(moment),
             Limit::Forever => None,
@@ -66,7 +67,7 @@ impl WaitContext {
         })
     }
 
-    /// For how long it has waited.
+    /// For how long the call has waited.
     pub(crate) fn waited(&self) -> Duration {
         self.started.elapsed()
     }
@@ -75,13 +76,13 @@ impl WaitContext {
         self.deadline
     }
 
-    /// The deadline, or `moment` if that comes first.
+    /// The earlier of `moment` and the deadline.
     pub(crate) fn deadline_or(&self, moment: Instant) -> Instant {
         self.deadline.map_or(moment, |deadline| deadline.min(moment))
     }
 
-    /// Leaves a lock to other processes until `until`, but for no more than a quarter of the time
-    /// that is left.
+    /// Sleeps until `until`, to leave a lock to other processes, but for at most a quarter of the
+    /// time before the deadline.
     pub(crate) fn yield_to_others(&self, until: Instant) {
         let now = Instant::now();
         let quarter = |end: Instant| now + end.saturating_duration_since(now) / 4;

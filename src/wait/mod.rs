@@ -1,5 +1,5 @@
-//! How a call waits: for how long, and by what it sleeps while a file is held elsewhere or a file
-//! system does not answer.
+//! How a call waits: its deadline and cancel, the inotify watches by which it sleeps while a file
+//! is locked elsewhere, and the workers that make system calls which may hang.
 //!
 //! This layer uses `types`, `sys` and `sync`. It knows no owner and no resource, and decides nothing
 //! about who gets a lock.

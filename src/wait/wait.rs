@@ -4,8 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Cancel;
 
-/// How long an acquire may take. It is always written out, so that the line that acquires tells
-/// whether it blocks.
+/// How long an acquire may take. It has no default, so that each call shows whether it may wait.
 ///
 /// A deadline covers everything: resolving a path, opening, locking. It is never early. A call that
 /// was made just before it is given a moment to return, some milliseconds, and more if only a busy
@@ -43,17 +42,17 @@ pub(super) enum Limit {
 }
 
 impl Wait {
-    /// Not at all: what is held is refused at once.
+    /// No wait: a resource that is held is refused at once.
     ///
-    /// A try makes its system calls itself, so it may block as long as the file system does, and
-    /// it waits for another thread of this process that is just making them for the same
-    /// resource.
+    /// A try makes its system calls on the calling thread, so it may block as long as the file
+    /// system does. It also waits for another thread of the space that is making system calls for
+    /// the same resource.
     pub const NO: Self = Self { limit: Limit::No, cancel: None };
 
     /// As long as it takes.
     pub const FOREVER: Self = Self { limit: Limit::Forever, cancel: None };
 
-    /// This long, from now on. A time that no clock reaches is for ever.
+    /// Waits this long, counted from now. A time too long for the clock is forever.
     ///
     /// Mirrors the timeout, in whole seconds, of LXC's `lxclock`.
     pub fn within(time: Duration) -> Self {
@@ -61,17 +60,17 @@ impl Wait {
         Self { limit, cancel: None }
     }
 
-    /// Until this moment. One that has passed tries once.
+    /// Waits until this moment. If it has passed already, the call tries once.
     pub fn until(moment: Instant) -> Self {
         Self { limit: Limit::Until(moment), cancel: None }
     }
 
-    /// Whether it is [`NO`](Self::NO).
+    /// Whether this is [`NO`](Self::NO).
     pub(crate) fn is_no(&self) -> bool {
         matches!(self, Self { limit: Limit::No, cancel: None })
     }
 
-    /// The same, unless it is cancelled before.
+    /// Adds a [`Cancel`], which can end the wait earlier.
     pub fn unless(self, cancel: &Cancel) -> Self {
         Self { cancel: Some(cancel.clone()), ..self }
     }

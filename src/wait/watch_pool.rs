@@ -1,23 +1,23 @@
-//! The inotify instances of a process, by which waits sleep until a file that is held elsewhere is
-//! closed, unlinked or renamed.
+//! The inotify instances of a process. By these, waits sleep until a file that is locked elsewhere
+//! is closed, unlinked or renamed.
 //!
 //! The kernel's own waiting lock call has no deadline, and nothing but a signal ends it. inotify
-//! tells of a close within a hundred microseconds. It tells nothing where a holder unlocks without
-//! closing, where another process shares the holder's descriptor, or where the holder is another
-//! host: so a wait must also look for itself every now and then.
+//! reports a close within a hundred microseconds. It reports nothing if the holder unlocks without
+//! closing, if another process shares the holder's descriptor, or if the holder is on another host:
+//! so a wait must also try again from time to time.
 //!
-//! To make an instance is cheap, to close one takes ten milliseconds, so instances are kept. Each
-//! watches one file at a time: two watches of one inode in one instance would be one watch, and
-//! removing one would silence both. There are few of them ([`MAX_INSTANCES`], of the 128 that a
-//! user may have); a wait that gets none looks for itself alone.
+//! Making an instance is cheap, but closing one takes ten milliseconds, so the pool keeps them.
+//! Each watches one file at a time: two watches of one inode in one instance would be the same
+//! watch, and removing one would remove both. The pool has at most [`MAX_INSTANCES`], of the 128
+//! that a user may have; a wait that gets none only tries again from time to time.
 //!
-//! From the holder's close to the lock there are two system calls: the end of `poll`, and the lock.
-//! What else there is to do costs too much there. To remove a watch costs the kernel more than the
-//! wake-up does, and some milliseconds later once more, in a thread of its own which wakes a core.
-//! So a wait that gets the lock leaves its watch *cached*: the next wait takes it over if it is for
-//! the same file, or else removes it, as an idle worker does after a while
-//! ([`WatchPool::drop_cached`]). And so a watch is never one that the kernel removes by itself once
-//! it has told (`IN_ONESHOT`): the holder would do that, before its lock is gone.
+//! Between the holder's close and the waiter's lock there are only two system calls: the return of
+//! `poll`, and the lock. Removing the watch there would cost more than the wake-up itself, and some
+//! milliseconds later the kernel does more work for it in a thread of its own. So a wait that gets
+//! the lock leaves its watch *cached*. The next wait that takes the instance reuses the watch if it
+//! is for the same file, and removes it otherwise; after a while an idle worker removes it
+//! ([`WatchPool::drop_cached`]). For the same reason a watch is not `IN_ONESHOT`: the kernel would
+//! remove it during the holder's close, before the lock is free.
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const MAX_INSTANCES: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct WatchPool {
     instances: Mutex<Instances>,
-    /// How many cached watches there are, for a caller that has no time for the mutex.
+    /// How many cached watches there are, to be read without the mutex.
     cached: AtomicUsize,
     /// How many waits watch a file.
     watching: AtomicUsize,
@@ -48,47 +48,47 @@ struct Instances {
     made: usize,
 }
 
-/// An instance by which nobody sleeps.
+/// An instance that no wait uses.
 #[derive(Debug)]
 struct IdleInotify {
     inotify: Arc<Inotify>,
     cached: Option<CachedWatch>,
 }
 
-/// A watch that its wait has left in place, and when.
+/// A watch that a wait has left in place, and when it did.
 #[derive(Clone, Copy, Debug)]
 struct CachedWatch {
     watch: i32,
     since: Instant,
 }
 
-/// An instance that one wait has. It goes back to the pool when it is dropped.
+/// An instance that one wait uses. Its drop gives the instance back to the pool.
 pub(crate) struct PooledInotify {
     pool: &'static WatchPool,
     inotify: Arc<Inotify>,
-    /// The descriptor of the file that is to be watched.
+    /// The descriptor number of the file to watch.
     number: RawFd,
-    /// The watch, until a poll waker has ended it.
+    /// The watch; `None` until armed, and after a poll waker has removed it.
     watch: Option<i32>,
-    /// The watch of an earlier wait, perhaps for the same file.
+    /// The cached watch of an earlier wait, for the same file or another one.
     earlier: Option<i32>,
-    /// The watch stays in place for the next wait.
+    /// Whether the drop leaves the watch in place for the next wait.
     is_cached: bool,
 }
 
 /// Why a sleep has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Woken {
-    /// Something has happened to the file. The events are to be [drained](PooledInotify::drain)
-    /// before the next sleep.
+    /// There was an event of the file. [Drain](PooledInotify::drain) the events before the next
+    /// sleep.
     ByFile,
-    /// The waker was used, or the time is over.
+    /// The waker was used before the sleep began, or the time is over.
     Otherwise,
 }
 
 impl WatchPool {
-    /// An instance to watch the file that this process has open under this number; `None` if
-    /// there is none to be had.
+    /// An instance to watch the file that this process has open under this number; `None` if the
+    /// pool is exhausted or the kernel refuses one.
     pub(crate) fn take(&'static self, number: RawFd) -> Option<PooledInotify> {
         let IdleInotify { inotify, cached } = self.take_idle()?;
         self.watching.fetch_add(1, Ordering::SeqCst);
@@ -96,8 +96,8 @@ impl WatchPool {
         Some(PooledInotify { pool: self, inotify, number, watch: None, earlier, is_cached: false })
     }
 
-    /// Whether a wait watches a file now. If none does, [`drop_cached`](Self::drop_cached) finds
-    /// every watch that was left until then.
+    /// Whether a wait uses an instance now. If none does, [`drop_cached`](Self::drop_cached)
+    /// reaches every cached watch.
     pub(super) fn is_watching(&self) -> bool {
         self.watching.load(Ordering::SeqCst) > 0
     }
@@ -106,8 +106,8 @@ impl WatchPool {
         self.cached.load(Ordering::SeqCst) > 0
     }
 
-    /// Removes the watches that have been cached for so long. When this returns, all of them are
-    /// gone that were so before the call.
+    /// Removes the watches that have been cached for at least `age`. When this returns, every watch
+    /// that was that old at the call is gone.
     pub(super) fn drop_cached(&self, age: Duration) {
         if !self.has_cached() {
             return;
@@ -157,23 +157,23 @@ impl PooledInotify {
         self.watch.is_some()
     }
 
-    /// Has the kernel tell of the file. What has happened to it before is not told, so it must be
-    /// looked at after this. Can hang: see [`Inotify::watch`].
+    /// Has the kernel report events of the file from now on. Earlier events are not reported, so
+    /// the caller must try the lock after this. Can hang: see [`Inotify::watch`].
     pub(crate) fn arm(&mut self) {
         self.watch = self.inotify.watch(self.number).ok();
         if let Some(earlier) = self.earlier.take() {
-            // A wait for the same file has the same watch again, for a tenth of the cost.
+            // For the same file, the kernel returns the cached watch again, at a tenth of the cost.
             self.inotify.clear(Some(earlier).filter(|_| self.watch != Some(earlier)));
         }
     }
 
-    /// Takes the events that have woken the last sleep.
+    /// Discards the pending events.
     pub(crate) fn drain(&mut self) {
         self.inotify.drain();
     }
 
-    /// Sleeps until something happens to the file, the waker is used, or until `until`. Without a
-    /// watch it sleeps by the waker alone.
+    /// Sleeps until an event of the file, until the waker is used, or until `until`. Without a
+    /// watch, sleeps by the waker alone.
     pub(crate) fn sleep(&mut self, waker: &Waker, until: Instant) -> Woken {
         let Some(watch) = self.watch else {
             waker.sleep(Some(until));
@@ -184,7 +184,8 @@ impl PooledInotify {
         }
         let polled = self.inotify.poll(until.saturating_duration_since(Instant::now()));
         if waker.take_poll_waker().is_none() {
-            // It has ended the watch, which is an event too, perhaps after the time was over.
+            // The poll waker has removed the watch, which raises an event, perhaps just after the
+            // time was over.
             self.watch = None;
             return Woken::ByFile;
         }
@@ -192,15 +193,15 @@ impl PooledInotify {
             Polled::Events => Woken::ByFile,
             Polled::Nothing => Woken::Otherwise,
             Polled::Refused => {
-                // There must be a sleep between two looks.
+                // `poll` has failed: sleep all the same, so that the wait does not spin.
                 waker.sleep(Some(until));
                 Woken::Otherwise
             }
         }
     }
 
-    /// Leaves the watch in place for the next wait when this is dropped. Somebody must drop it
-    /// [later](WatchPool::drop_cached).
+    /// Lets the drop leave the watch in place for the next wait. The caller sees to it that a
+    /// worker [removes](WatchPool::drop_cached) it later.
     pub(crate) fn cache(&mut self) {
         self.is_cached = self.watch.is_some();
     }

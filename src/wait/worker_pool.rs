@@ -1,9 +1,9 @@
-//! Threads that make system calls which may hang, so that a call that waits can leave at its
+//! Workers: threads that make system calls which may hang, so that a waiting call can leave at its
 //! deadline.
 //!
-//! Jobs queue by file system, as far as that can be told: one job of a queue runs at a time. So a
-//! file system that hangs occupies one worker and no more, jobs for it wait without a thread, and
-//! other queues never notice.
+//! There is one queue of jobs for each file system, as far as file systems can be told apart
+//! ([`CallQueue`]), and one job of a queue runs at a time. So a file system that hangs occupies one
+//! worker only; its other jobs wait without a thread, and other queues are not delayed.
 //!
 //! Workers start when there are jobs, [`MAX_WORKERS`] at most, and end when there were none for
 //! [`IDLE_TIME`]. A worker that is idle for so long removes the watches that waits have cached, and
@@ -34,11 +34,11 @@ use super::{WaitContext, WaitEnd, WatchPool};
 use crate::sync::{Monitor, Waker};
 use crate::sys::procfs;
 
-/// How long a worker without a job stays, and a watch stays cached.
+/// How long a worker stays without a job, and how long a watch stays cached.
 const IDLE_TIME: Duration = Duration::from_millis(500);
 
-/// For so long a caller looks for the answer before it sleeps: nearly all come at once, and a
-/// thread that sleeps wakes late, on another core perhaps.
+/// How long a caller polls for its job's result before it sleeps: nearly all jobs are done by then,
+/// and waking from a sleep costs more.
 const SPIN_TIME: Duration = Duration::from_micros(30);
 
 /// Paths are resolved in buffers of `PATH_MAX` bytes, and a subscriber of `tracing` may run here. The
@@ -63,18 +63,19 @@ const MAX_DESCRIPTORS: usize = 16;
 /// Which system calls can hang together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum CallQueue {
-    /// Those on the file system of this device.
+    /// Calls on the file system of this device.
     Device(u64),
-    /// Those on paths in this directory, of which no more can be known without touching it.
+    /// Calls on paths in this directory: its file system cannot be found out without a call that
+    /// may hang.
     Directory(PathBuf),
-    /// Those on a caller's descriptor, by the mount that it was opened on.
+    /// Calls on a caller's descriptor, by the mount that it was opened on.
     Mount(u64),
-    /// None: what matters is that there is a worker.
+    /// No system call: the job only makes sure that there is a worker.
     Housekeeping,
 }
 
 impl CallQueue {
-    /// Of calls on the file of this path.
+    /// The queue of calls on the file at this path.
     pub(crate) fn of_path(path: &Path) -> Self {
         Self::Directory(path.parent().unwrap_or(path).to_owned())
     }
@@ -83,7 +84,7 @@ impl CallQueue {
 /// The workers of a process.
 pub(crate) struct WorkerPool {
     state: Monitor<PoolState>,
-    /// How many workers have no job, for a caller that has no time for the mutex.
+    /// How many workers have no job, to be read without the mutex.
     idle: AtomicUsize,
     watches: Arc<WatchPool>,
 }
@@ -136,12 +137,12 @@ type Job = Box<dyn FnOnce() + Send>;
 /// What becomes of a job that no worker has begun when its caller leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnTimeout {
-    /// It is removed, so that none pile up behind a job that hangs.
+    /// The job is removed, so that jobs do not pile up behind one that hangs.
     Remove,
-    /// It stays in its queue, and a worker drops it there: it has a descriptor, and to close that
-    /// can hang like any other call.
+    /// The job stays in its queue, and a worker drops it without running it: the job owns a
+    /// descriptor, and closing that can hang.
     DropOnWorker,
-    /// It runs all the same.
+    /// The job runs all the same.
     RunAnyway,
 }
 
@@ -189,18 +190,18 @@ enum JobState<T> {
     Queued,
     Running,
     Done(thread::Result<T>),
-    /// Its caller has left.
+    /// The caller has left.
     Abandoned,
 }
 
 /// The wait has ended before the job was done.
 pub(crate) struct TimedOut(pub(crate) WaitEnd);
 
-/// There is no worker, and none can be had: the job has not run.
+/// No worker is idle and none can be started: the job has not run.
 #[derive(Debug)]
 pub(crate) struct NoWorker(pub(crate) io::Error);
 
-/// A job, and how its caller and its worker share it.
+/// What the caller and the worker of a job share.
 struct Call<T> {
     state: Mutex<JobState<T>>,
     waker: Arc<Waker>,
@@ -208,7 +209,7 @@ struct Call<T> {
 }
 
 impl<T> Call<T> {
-    /// What the worker does.
+    /// Runs the job on the worker, or drops it if the caller has left.
     fn run(&self, work: impl FnOnce() -> T, abandoned: impl FnOnce(Option<T>)) {
         {
             let mut state = self.state.lock();
@@ -233,8 +234,8 @@ impl<T> Call<T> {
         matches!(*self.state.lock(), JobState::Done(_))
     }
 
-    /// What the job has returned. Or, once the wait has an `end`, abandons it: `leaving` is called
-    /// before the worker can see that.
+    /// Returns the job's result, if it is done. Else, if the wait has an `end`, abandons the job,
+    /// and calls `leaving` before the worker can see that, if the job runs or will run.
     fn poll(&self, end: Option<WaitEnd>, leaving: impl FnOnce()) -> Option<Result<T, TimedOut>> {
         let mut state = self.state.lock();
         match (std::mem::replace(&mut *state, JobState::Abandoned), end) {
@@ -264,13 +265,13 @@ impl WorkerPool {
         Self { state: Monitor::default(), idle: AtomicUsize::new(0), watches }
     }
 
-    /// Whether a worker will drop cached watches before long.
+    /// Whether a worker is idle, and so will remove cached watches soon.
     pub(crate) fn will_drop_cached(&self) -> bool {
         self.idle.load(Ordering::SeqCst) > 0
     }
 
-    /// Starts a worker that [will drop cached watches](Self::will_drop_cached), unless there is
-    /// one or none can be had.
+    /// Starts a worker if none [is idle](Self::will_drop_cached) to remove cached watches later.
+    /// Without effect if no thread can be started.
     pub(crate) fn prepare_to_drop_cached(&'static self) {
         if !self.will_drop_cached() {
             let _ = self.submit(&CallQueue::Housekeeping, Box::new(|| ()), WhenFull::Refuse);
@@ -460,7 +461,7 @@ impl WorkerPool {
                 jobs.waiting.remove(at)
             })
         };
-        // Not under the mutex of all queues.
+        // Dropped after the mutex is unlocked.
         drop(job);
     }
 
