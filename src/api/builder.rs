@@ -1,8 +1,9 @@
-//! How a space is to be opened.
+//! The settings with which a space is opened.
 
 use crate::types::{ByteRange, Naming};
 
-/// Says how a space is, before it is opened.
+/// The settings of a space that is not open yet; see
+/// [`LockSpace::builder`](crate::LockSpace::builder).
 ///
 /// ```
 /// use lockspace::{ByteRange, LockSpace, Naming};
@@ -29,7 +30,7 @@ impl Builder {
         Self { naming, range: ByteRange::FIRST, file_mode: 0o600, dir_mode: 0o700 }
     }
 
-    /// The range of requests that name none; [`ByteRange::FIRST`] unless set.
+    /// The range of requests that set none; [`ByteRange::FIRST`] unless set.
     pub fn range(mut self, range: ByteRange) -> Self {
         self.range = range;
         self
@@ -43,7 +44,8 @@ impl Builder {
     }
 
     /// The permissions of the directory if it is created, as for `mkdir(2)`, less the umask; 0700
-    /// unless set. Parents that are missing get the umask's default. Whoever can write there can make every lock worthless.
+    /// unless set. Missing parent directories are created with the umask's default. A user who can
+    /// write to the directory can make every lock worthless.
     pub fn dir_mode(mut self, mode: u32) -> Self {
         self.dir_mode = mode;
         self

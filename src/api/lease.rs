@@ -13,13 +13,13 @@ use crate::wait::Wait;
 /// A granted hold. Dropping it releases it.
 ///
 /// While it lives, nobody can take the hold away: [`LockSpace::release`] and
-/// [`LockSpace::release_owner`] touch kept holds only. It keeps its space's locks alive, also
-/// after the last [`LockSpace`] handle is gone. It gives out no descriptor, and cannot be cloned:
-/// either would let somebody else unlock.
+/// [`LockSpace::release_owner`] touch kept holds only. A lease keeps its lock even after the last
+/// [`LockSpace`] handle is dropped. It gives out no descriptor, and cannot be cloned: either would
+/// let other code unlock.
 ///
-/// Dropping a lease makes system calls (it may unlink, it unlocks and closes), which can hang on
-/// a dead file system. In async code, drop it, or better [`release`](Self::release) it, where
-/// blocking is allowed. A drop cannot tell that the lock file stayed behind; `release` can.
+/// Dropping a lease makes system calls (it may unlink, it unlocks and closes), which can hang on a
+/// dead file system. In async code, drop it, or better [`release`](Self::release) it, where
+/// blocking is allowed. A drop cannot report that the lock file was left behind; `release` can.
 ///
 /// In a forked child a lease does nothing when dropped: the lock is its parent's.
 ///
@@ -52,8 +52,8 @@ impl Lease {
         Self { hold, path: OnceLock::new() }
     }
 
-    /// The resource: what [`LockSpace::release`](crate::LockSpace::release) goes by, once the
-    /// hold is kept. For an image, its resolved path.
+    /// The resource's name, to be passed to [`LockSpace::release`](crate::LockSpace::release) once
+    /// the hold is kept. For an image, its resolved path.
     #[must_use]
     pub fn name(&self) -> &OsStr {
         self.hold.name().text()
@@ -66,26 +66,26 @@ impl Lease {
         self.path.get_or_init(|| self.hold.name().path().into())
     }
 
-    /// Who holds it.
+    /// The owner of the hold.
     #[must_use]
     pub fn owner(&self) -> OwnerId {
         self.hold.owner()
     }
 
-    /// How it is held.
+    /// The mode of the hold.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.hold.mode
     }
 
-    /// Looks whether the promise still stands: the name leads to the file that is locked, and the
-    /// kernel shows the lock on the descriptor. Makes system calls.
+    /// Checks that the hold is intact: the name leads to the locked file, and the kernel shows the
+    /// lock on the descriptor. Makes system calls.
     ///
-    /// What this finds nobody can prevent: a lock file, or an image, that is renamed or replaced
-    /// by hand, and a process with the same descriptor that unlocks it.
+    /// This finds what no lock can prevent: a lock file or an image that is renamed or replaced by
+    /// hand, and a process that shares the descriptor and unlocks it.
     ///
     /// # Errors
-    /// [`VerifyError::Replaced`], [`VerifyError::Unlocked`], or what kept it from looking.
+    /// [`VerifyError::Replaced`], [`VerifyError::Unlocked`], or the error that prevented the check.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, VerifyError, Wait};
@@ -107,17 +107,18 @@ impl Lease {
         self.hold.verify()
     }
 
-    /// Makes a shared hold exclusive, if it is the only one, here and elsewhere. Throughout, and
-    /// also if it is refused, it is held shared.
+    /// Makes a shared hold exclusive, if it is the only hold of the resource, in this space and
+    /// outside of it. Until then, and after an error, the hold stays shared.
     ///
-    /// Of two shared holders that wait to become exclusive, each would wait for the other: within
-    /// this process the second is refused at once; between processes a deadline ends it.
+    /// Two shared holders that wait for an upgrade would wait for each other: within a space the
+    /// second is refused at once; between spaces or processes, only a deadline or a cancel ends the
+    /// waits.
     ///
     /// # Errors
-    /// [`AcquireError::Busy`] if others hold it too; of a wait, [`AcquireError::Deadlock`] if one
-    /// of them waits for the same, or is this owner; [`InvalidRequest::NotUpgradable`] in a direct
-    /// space if the first of the shared holds was not
-    /// [`upgradable`](crate::Request::upgradable); those of a wait.
+    /// [`AcquireError::Busy`] if the resource has other holds; for a wait,
+    /// [`AcquireError::Deadlock`] if another hold waits for an upgrade, or this owner has another
+    /// hold of the resource; [`InvalidRequest::NotUpgradable`] in a direct space if the first of
+    /// the shared holds was not [`upgradable`](crate::Request::upgradable); those of a wait.
     ///
     /// [`InvalidRequest::NotUpgradable`]: crate::InvalidRequest::NotUpgradable
     ///
@@ -139,23 +140,23 @@ impl Lease {
         core.upgrade(&mut self.hold, wait)
     }
 
-    /// Makes an exclusive hold shared, without a moment in which it is not held. Shared waiters
-    /// of this process join at once, others within a tenth of a second: the kernel raises no
-    /// event for them.
+    /// Makes an exclusive hold shared, without a moment in which the resource is not held. Shared
+    /// waiters of this space join at once; other waiters of this crate notice within a tenth of a
+    /// second, as the kernel raises no event for them.
     ///
     /// # Errors
     /// [`AcquireError::Io`] if the kernel refuses, as it does for a caller's open file that cannot
-    /// be read; the hold is exclusive still then.
+    /// be read; the hold is then still exclusive.
     pub fn downgrade(&mut self) -> Result<(), AcquireError> {
         let core = Arc::clone(self.hold.core());
         core.downgrade(&mut self.hold)
     }
 
-    /// Gives the hold into the space's care: it now lasts until
+    /// Turns the lease into a kept hold, which lasts until
     /// [`LockSpace::release`](crate::LockSpace::release) or
-    /// [`release_owner`](crate::LockSpace::release_owner) ends it, or the last handle of the
-    /// space is dropped. For daemons, which hold for clients. Read [`name`](Self::name) before:
-    /// `release` goes by it.
+    /// [`release_owner`](crate::LockSpace::release_owner) ends it, or the last handle of the space
+    /// is dropped. This is for daemons that hold resources for clients. Read [`name`](Self::name)
+    /// before: `LockSpace::release` needs it.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
@@ -172,7 +173,7 @@ impl Lease {
         self.hold.keep();
     }
 
-    /// Ends the hold. The last hold of an auto-created resource removes the lock file.
+    /// Ends the hold. The end of the last hold of an auto-created resource removes the lock file.
     ///
     /// Mirrors `virLockSpaceReleaseResource`.
     ///

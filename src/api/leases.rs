@@ -2,8 +2,9 @@
 
 use super::Lease;
 
-/// Several leases, in the order in which they were asked for; see
-/// [`LockSpace::acquire_all`](crate::LockSpace::acquire_all). Dropping it releases them all.
+/// Several leases, in the order of their requests; see
+/// [`LockSpace::acquire_all`](crate::LockSpace::acquire_all). Dropping this value releases them
+/// all.
 #[derive(Debug)]
 #[must_use = "leases that are dropped at once protect nothing"]
 pub struct Leases(Vec<Lease>);
@@ -13,12 +14,12 @@ impl Leases {
         Self(leases)
     }
 
-    /// Looks at each.
+    /// Iterates over the leases.
     pub fn iter(&self) -> std::slice::Iter<'_, Lease> {
         self.0.iter()
     }
 
-    /// Gives them all into the space's care; see [`Lease::keep`].
+    /// Turns all of them into kept holds; see [`Lease::keep`].
     pub fn keep(self) {
         self.0.into_iter().for_each(Lease::keep);
     }

@@ -1,5 +1,5 @@
-//! The public types that do things: spaces and leases. Their verbs are one line each; what these do
-//! is in the layers below.
+//! The public types with verbs: spaces and leases. Each verb calls the layer that does the work:
+//! `acquire` for acquires, upgrades and downgrades, `core` for the others.
 //!
 //! This layer uses every layer below it. It knows no descriptor and no mutex.
 

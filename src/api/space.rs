@@ -11,7 +11,7 @@ use crate::error::{AcquireError, LockFileError, OpenError, ReleaseError};
 use crate::types::{IoError, Naming, OwnerId, Request, Target};
 use crate::wait::Wait;
 
-/// One map from resource to the one descriptor that is held for it, and its owners.
+/// A map from each held resource to its one locked descriptor and its owners.
 ///
 /// A space is a handle: clones are the same space, and it can be used from any thread. Open one
 /// for each directory of lock files (or one direct space) and keep it; two spaces on one
@@ -55,10 +55,10 @@ pub struct LockSpace(Arc<Handle>);
 struct Handle(Arc<Core>);
 
 impl LockSpace {
-    /// Opens a space. The directory, if the naming has one, is made where it is missing, for its
-    /// user alone (0700), and held open. One that is there is taken as it is: its owner and its mode
-    /// are not checked. A relative path is made absolute now; later changes of the working directory
-    /// do not matter.
+    /// Opens a space. If the naming has a directory, this creates it where it is missing, for its
+    /// user alone (0700), and holds it open. An existing directory is used as it is: its owner and
+    /// its mode are not checked. A relative path is made absolute now; later changes of the working
+    /// directory do not matter.
     ///
     /// Mirrors `virLockSpaceNew`.
     ///
@@ -69,20 +69,20 @@ impl LockSpace {
         Self::builder(naming).open()
     }
 
-    /// To open a space that is not as [`open`](Self::open) makes it.
+    /// A builder, to open a space with settings other than those of [`open`](Self::open).
     pub fn builder(naming: Naming) -> Builder {
         Builder::new(naming)
     }
 
-    /// Makes the resource's lock file, empty, if there is none. In a direct space, that is the
-    /// file itself; in memory, nothing is made. The name is taken byte by byte: for an image, pass
-    /// its resolved path.
+    /// Creates the resource's lock file, empty, if there is none. In a direct space, that is the
+    /// file itself; in memory, nothing is created. The name is taken byte by byte: for an image,
+    /// pass its resolved path.
     ///
     /// Mirrors `virLockSpaceCreateResource`.
     ///
     /// # Errors
-    /// [`LockFileError::Busy`] if the resource is held in this space; what kept the file from being
-    /// made.
+    /// [`LockFileError::Busy`] if the resource is held in this space; other variants say why the
+    /// file was not created.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
@@ -103,13 +103,14 @@ impl LockSpace {
         self.0.0.create(name.as_ref())
     }
 
-    /// Removes the resource's lock file, if nobody holds any byte of it, here or elsewhere. In a
-    /// direct space, that is the file itself!
+    /// Removes the resource's lock file, if no byte of it is locked, in this space or outside of
+    /// it. In a direct space, that is the file itself!
     ///
     /// Mirrors `virLockSpaceDeleteResource`.
     ///
     /// # Errors
-    /// [`LockFileError::Busy`] if it is held; [`LockFileError::Io`] with `ENOENT` if there is none.
+    /// [`LockFileError::Busy`] if the resource is held; [`LockFileError::Io`] with `ENOENT` if
+    /// there is no lock file.
     #[doc(alias = "virLockSpaceDeleteResource")]
     pub fn delete(&self, name: impl AsRef<OsStr>) -> Result<(), LockFileError> {
         self.0.0.delete(name.as_ref())
@@ -118,21 +119,22 @@ impl LockSpace {
     /// Acquires a resource for an owner.
     ///
     /// An exclusive hold excludes every other one; shared holds exclude exclusive ones. An owner
-    /// may hold shared more than once: each hold is released by itself. A refused call changes
-    /// nothing.
+    /// may have several shared holds of one resource, and each is released by itself. A refused
+    /// call changes nothing.
     ///
-    /// A wait queues behind the other waits of this space, and does not pass them. Threads that
-    /// are to wait for each other need owners of their own: an owner never waits for itself, it is
+    /// A wait queues behind the other waits of this space for the resource. Threads that must wait
+    /// for each other need different owners: a call that would wait for a hold of its own owner is
     /// refused with [`AcquireError::Deadlock`].
     ///
-    /// What is held in this space is refused without a system call. The lock is an OFD lock on
-    /// the request's byte range.
+    /// If the resource is held in this space, a try of it is refused without a system call, except
+    /// those that resolve an image's path. The lock is an OFD lock on the request's byte range.
     ///
     /// Mirrors `virLockSpaceAcquireResource`.
     ///
     /// # Errors
-    /// [`AcquireError::Busy`] says who is in the way. Every other variant tells what is wrong;
-    /// nothing is held, open or left behind then.
+    /// [`AcquireError::Busy`] says which holder is in the way. Every other variant says what is
+    /// wrong. After an error, this call holds nothing, has nothing open, and has left nothing
+    /// behind.
     #[doc(alias = "virLockSpaceAcquireResource")]
     #[doc(alias = "lxclock")]
     #[doc(alias = "F_OFD_SETLK")]
@@ -146,13 +148,15 @@ impl LockSpace {
     }
 
     /// Acquires several resources for an owner: all, or none. One deadline covers them all, and the
-    /// leases come in the order of the requests. While it waits for one, it holds none of the
-    /// others, so two callers that ask for the same in opposite orders do not block each other.
-    /// What is wrong with the lock file of one may be told only when those before it are free.
+    /// leases come in the order of the requests. While the call waits for one resource, it holds
+    /// none of the others, so two calls with the same requests in opposite orders do not block each
+    /// other. An error about the lock file of one request may be returned only once the resources
+    /// before it are free.
     ///
     /// # Errors
     /// Those of [`acquire`](Self::acquire), about the request that was refused;
-    /// [`InvalidRequest::Twice`](crate::InvalidRequest::Twice) if two requests are about one file.
+    /// [`InvalidRequest::Twice`](crate::InvalidRequest::Twice) if two requests are about one file
+    /// or name and exclude each other.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
@@ -177,26 +181,26 @@ impl LockSpace {
         Ok(Leases::new(holds.into_iter().map(Lease::new).collect()))
     }
 
-    /// Ends one kept hold of an owner. With the last hold of an auto-created resource goes the
-    /// lock file. The name is that of [`Lease::name`]: of an image, its resolved path.
+    /// Ends one kept hold of an owner. The end of the last hold of an auto-created resource removes
+    /// the lock file. The name is that of [`Lease::name`]: for an image, its resolved path.
     ///
     /// Mirrors `virLockSpaceReleaseResource`.
     ///
     /// # Errors
-    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it: leases are released by who
-    /// has them. [`ReleaseError::Leftover`] if the lock file could not be removed: the hold has
-    /// ended all the same.
+    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of the resource: a lease is released
+    /// by [`Lease::release`] or its drop. [`ReleaseError::Leftover`] if the lock file could not be
+    /// removed: the hold has ended all the same.
     #[doc(alias = "virLockSpaceReleaseResource")]
     pub fn release(&self, owner: OwnerId, name: impl AsRef<OsStr>) -> Result<(), ReleaseError> {
         self.0.0.release_by_name(name.as_ref(), owner)
     }
 
     /// Ends every kept hold of an owner, and cancels its waits, in time proportional to their
-    /// number. Leases stay.
+    /// number. Leases are not touched.
     ///
-    /// An acquire that is granted meanwhile, or begins later, is not touched; if its lease is kept
-    /// after this, that hold stays. So a daemon whose client is gone first sees to it that no call
-    /// for this owner runs any more, and none begins: it cancels the client's
+    /// An acquire that is granted during this call, or begins later, is not touched; if its lease
+    /// is kept after this call, that hold stays. So a daemon whose client is gone first makes sure
+    /// that no call for this owner runs or begins: it cancels the client's
     /// [`Cancel`](crate::Cancel), waits for the threads that serve the client, and then calls this.
     ///
     /// Mirrors `virLockSpaceReleaseResourcesForOwner`.
@@ -205,11 +209,11 @@ impl LockSpace {
         self.0.0.release_owner(owner)
     }
 
-    /// Takes a kept hold back as a lease, one for each call. The name is that of [`Lease::name`]: of
-    /// an image, its resolved path.
+    /// Turns one kept hold back into a lease. The name is that of [`Lease::name`]: for an image,
+    /// its resolved path.
     ///
     /// # Errors
-    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of it.
+    /// [`ReleaseError::NotHeld`] if the owner has no kept hold of the resource.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
@@ -227,7 +231,7 @@ impl LockSpace {
         self.0.0.retake(name.as_ref(), owner).map(Lease::new)
     }
 
-    /// What is held in this space now, in no order. Empty in a forked child. Makes no system
+    /// The resources held in this space now, in no order. Empty in a forked child. Makes no system
     /// call.
     ///
     /// ```
@@ -248,16 +252,16 @@ impl LockSpace {
         self.0.0.list()
     }
 
-    /// Who holds a resource: first this space's owners, then whoever else the kernel's tables
-    /// show with a record or OFD lock on its file, on whatever bytes. Never opens the file, since
-    /// closing it again could drop somebody's POSIX locks.
+    /// The holders of a resource: first this space's owners, then every other record or OFD lock
+    /// that the kernel's tables show on its file, on any bytes. Never opens the file, since closing
+    /// it again would drop this process's POSIX locks on it.
     ///
-    /// This reads the tables of all processes (tens of milliseconds on a busy host), and is a
-    /// look at one moment.
+    /// This reads the tables of all processes, which takes tens of milliseconds on a busy host. The
+    /// result may be out of date at once.
     ///
     /// # Errors
-    /// Those of a request: a name that cannot be, a path that cannot be resolved, tables that
-    /// cannot be read. A resource without a file has no holders, and that is no error.
+    /// An invalid name, a path that cannot be resolved, or tables that cannot be read. A resource
+    /// without a file has no holders, which is no error.
     ///
     /// ```
     /// use lockspace::{LockSpace, Naming, OwnerId, Request, Wait};
@@ -279,8 +283,8 @@ impl LockSpace {
         core.holders(resolved.text(), resolved.opened())
     }
 
-    /// How often a file was found, after it was opened, to have lost its name to another one or
-    /// to none, and was opened anew: a measure of how much create and unlink race here.
+    /// How often an acquire opened a file, found that its name no longer led to it, and opened it
+    /// again: a measure of how often creates and unlinks race.
     #[must_use]
     pub fn stale_retries(&self) -> u64 {
         self.0.0.stale_retries()

@@ -1,4 +1,4 @@
-//! How a path reads in a message.
+//! How messages show a path.
 
 use std::fmt;
 use std::path::Path;

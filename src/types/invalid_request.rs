@@ -38,10 +38,11 @@ pub enum InvalidRequest {
         /// The path without its last component.
         folder: PathBuf,
     },
-    /// The path of [`Target::new_image`](crate::Target::new_image) is a symlink to what is not there.
+    /// The path of [`Target::new_image`](crate::Target::new_image) is a symlink to a file that does
+    /// not exist.
     #[error("it is a symbolic link to a file that does not exist")]
     DanglingSymlink,
-    /// What is there is neither a regular file nor a block device.
+    /// The target's file is neither a regular file nor a block device.
     #[error("{} {kind}, neither a regular file nor a block device", FileSubject(.path))]
     NotAFile {
         /// Where it is.
@@ -63,16 +64,17 @@ pub enum InvalidRequest {
     /// The file can only be read, and an exclusive lock needs a descriptor that can write.
     #[error("the file can only be read: it can be held shared, not exclusive nor upgradable")]
     ReadOnly,
-    /// The descriptor is not open for what the mode needs: reading to share, writing to exclude.
+    /// The descriptor is not open for the mode: shared needs reading, exclusive needs writing.
     #[error("the descriptor is not open for {needs}")]
     WrongAccess {
         /// "reading" or "writing".
         needs: &'static str,
     },
-    /// The open file that was handed in carries a lock already, which ours would replace.
+    /// The caller's open file carries a lock already, which this crate's lock would replace.
     #[error("the open file carries a lock already")]
     CarriesLock,
-    /// The resource is held on other bytes, and all its holds in a process have one range.
+    /// The resource is held on other bytes, and all its holds in one space must have the same
+    /// range.
     #[error("it is held on {held}, and was asked for on {asked}")]
     OtherRange {
         /// The range that it is held on.
@@ -80,20 +82,21 @@ pub enum InvalidRequest {
         /// The range that was asked for.
         asked: ByteRange,
     },
-    /// The resource is held through an open file that is not the one that was asked for.
+    /// The name is held for another file than the request means: one of the two is a caller's open
+    /// file.
     #[error("the name is held for another file")]
     OtherFile,
     /// The hold's file is open for reading only, so it cannot become exclusive: the first of the
     /// shared holds must ask with [`Request::upgradable`](crate::Request::upgradable).
     #[error("its file is open for reading only: the first hold did not ask with upgradable()")]
     NotUpgradable,
-    /// The same request names the file twice.
+    /// Two requests of one `acquire_all` are about one file or name, and exclude each other.
     #[error("the request names the same file as {other:?}")]
     Twice {
-        /// The other name; the same one, if it stands there twice.
+        /// The name in the earlier of the two requests.
         other: OsString,
     },
-    /// One owner has as many holds of the resource as can be counted.
+    /// The owner already has the greatest number of holds of the resource that can be counted.
     #[error("the owner has too many holds of it")]
     TooManyHolds,
 }

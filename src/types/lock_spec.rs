@@ -2,8 +2,8 @@
 
 use super::{ByteRange, Mode};
 
-/// What is to be opened and locked, and how: what a request says, with the defaults of its space
-/// filled in.
+/// How to open and lock a file: the settings of a request, with the defaults of its space filled
+/// in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LockSpec {
     pub(crate) mode: Mode,

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-/// How a space finds the lock file of a resource's name. It contains the directory, so that a
-/// directory cannot be forgotten, nor given to a space that needs none.
+/// How a space finds the lock file of a resource's name. It contains the directory of the lock
+/// files, if there is one, so that a caller can neither forget it nor give one to a space that
+/// needs none.
 ///
 /// | naming | lock file of the resource `NAME` | for |
 /// |---|---|---|
@@ -32,9 +33,8 @@ pub(crate) enum Scheme {
 }
 
 impl Naming {
-    /// Lock files in `directory`, named by the MD5 of the resource's name. MD5 spreads names
-    /// here, it guards nothing: who can choose two names of one hash only makes them exclude each
-    /// other.
+    /// Lock files in `directory`, named by the MD5 of the resource's name. MD5 is no protection
+    /// here: two names with the same MD5 merely exclude each other.
     #[must_use]
     pub fn md5(directory: impl Into<PathBuf>) -> Self {
         Self(NamingKind::Directory(Scheme::Md5, directory.into()))

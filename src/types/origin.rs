@@ -4,12 +4,13 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Origin {
-    /// It was there, and stays.
+    /// The first hold did not ask to create the file: the file stays after the last release.
     Existing,
-    /// The first hold asked to create it: the last release removes it.
+    /// The first hold asked to create the file, which may have been there already: the last release
+    /// removes it.
     AutoCreated,
-    /// It is the caller's own open file ([`Target::opened`](crate::Target::opened)).
+    /// The caller's own open file ([`Target::opened`](crate::Target::opened)).
     Opened,
-    /// There is none: the space is in memory only.
+    /// No file: the space is in memory.
     InMemory,
 }

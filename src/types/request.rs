@@ -2,7 +2,7 @@
 
 use super::{ByteRange, Mode, Target};
 
-/// What is asked for: a [`Target`], the [`Mode`] to hold it in, and settings.
+/// A request to hold a [`Target`] in a [`Mode`], with settings.
 ///
 /// ```
 /// use lockspace::{ByteRange, Mode, Request, Target};
@@ -30,7 +30,7 @@ pub(crate) struct Settings {
 }
 
 impl<'a> Request<'a> {
-    /// The target in this mode.
+    /// A request for the target in this mode.
     pub fn new(mode: Mode, target: impl Into<Target<'a>>) -> Self {
         let settings = Settings {
             mode,
@@ -42,12 +42,12 @@ impl<'a> Request<'a> {
         Self { target: target.into(), settings }
     }
 
-    /// The target for one hold alone.
+    /// A request for the target as the only hold.
     pub fn exclusive(target: impl Into<Target<'a>>) -> Self {
         Self::new(Mode::Exclusive, target)
     }
 
-    /// The target beside other shared holds.
+    /// A request for the target beside other shared holds.
     pub fn shared(target: impl Into<Target<'a>>) -> Self {
         Self::new(Mode::Shared, target)
     }
@@ -55,13 +55,13 @@ impl<'a> Request<'a> {
     /// Creates the lock file, never an image, where there is none, and removes it with the last
     /// release.
     ///
-    /// Who asks for this also cleans up a file that was there before, such as one that a killed
-    /// program left. Of several shared holds, the first in the process decides. A direct space
+    /// The last release also removes a file that was there before, such as one that a killed
+    /// program left. Of several shared holds, the first in the space decides. A direct space
     /// refuses it: the file there is the user's image. For [`Target::opened`] it means nothing.
     ///
-    /// Do not ask for this where a program that does not look whether the file it has locked still
-    /// has its name, such as LXC, uses the same lock files. It can wait for a file that is removed,
-    /// and lock that while the next hold here locks a new one.
+    /// Do not use this if the same lock files are used by a program, such as LXC, that does not
+    /// check whether a file still has its name after locking it. Such a program can wait for a file
+    /// that is then removed, and lock it while the next hold of this crate locks a new file.
     /// [`LockSpace::create`](crate::LockSpace::create) makes a file that stays.
     #[doc(alias = "VIR_LOCK_SPACE_ACQUIRE_AUTOCREATE")]
     pub fn auto_create(mut self) -> Self {
@@ -70,22 +70,22 @@ impl<'a> Request<'a> {
     }
 
     /// Opens the file for writing even for a shared hold, so that the hold can become exclusive
-    /// later. Only a direct space needs this: it opens for reading alone otherwise, so that a
-    /// read-only image can be shared. Of several shared holds, the first in the process decides.
+    /// later. Only a direct space needs this: otherwise it opens the file for reading only, so that
+    /// a read-only image can be shared. Of several shared holds, the first in the space decides.
     pub fn upgradable(mut self) -> Self {
         self.settings.upgradable = true;
         self
     }
 
-    /// Locks these bytes instead of the range of the space ([`ByteRange::FIRST`] unless its
-    /// builder said otherwise). All holds of one resource in a process have the same range.
+    /// Locks these bytes instead of the range of the space ([`ByteRange::FIRST`] unless its builder
+    /// said otherwise). All holds of one resource in a space have the same range.
     pub fn range(mut self, range: ByteRange) -> Self {
         self.settings.range = Some(range);
         self
     }
 
-    /// Refuses a file that has more than one name. Behind hashed names, two hard links of one
-    /// image are two resources; this is how to be told.
+    /// Refuses a file that has more than one name. In a space with a directory, two hard links of
+    /// one image are two resources: this setting detects them.
     pub fn refuse_hard_links(mut self) -> Self {
         self.settings.refuse_hard_links = true;
         self

@@ -38,17 +38,18 @@ pub(crate) enum TargetKind<'a> {
 
 impl<'a> Target<'a> {
     /// The disk image that this path leads to, by whatever spelling: the resource's name is the
-    /// path with every symlink, `.` and `..` resolved, when the request is made. The lease tells
-    /// that name, and releases go by it. What is there must be a regular file or a block device; for
-    /// an image that may not be there yet, use [`Target::new_image`].
+    /// path with every symlink, `.` and `..` resolved, when the request is made.
+    /// [`Lease::name`](crate::Lease::name) returns that name, and
+    /// [`LockSpace::release`](crate::LockSpace::release) takes it. The file must be a regular file
+    /// or a block device; for an image that may not be there yet, use [`Target::new_image`].
     ///
     /// Mirrors the `realpath` that libvirt leaves to its callers.
     ///
-    /// In a space with a directory, the lock is on the *path*, and one image can have two that no
-    /// resolving makes one: by a bind mount of its folder, in another mount namespace or chroot, by
-    /// a hard link, and on a file system that ignores case. Such an image is two resources there,
-    /// and can be held twice. A [direct](crate::Naming::direct) space locks the image itself, and
-    /// finds all of these out.
+    /// In a space with a directory, the lock is on the *path*, and one image can have two paths
+    /// that no resolving makes equal: by a bind mount of its folder, in another mount namespace or
+    /// chroot, by a hard link, and on a file system that ignores case. Such an image is two
+    /// resources there, and can be held twice. A [direct](crate::Naming::direct) space locks the
+    /// image itself, so all these paths exclude each other.
     #[must_use]
     #[doc(alias = "realpath")]
     pub fn image<P: AsRef<Path> + ?Sized>(path: &'a P) -> Self {
@@ -57,16 +58,16 @@ impl<'a> Target<'a> {
 
     /// The disk image of this path, which may not be there yet: to lock an image before it is made.
     ///
-    /// What is there is resolved as by [`Target::image`]. Where nothing is, the path's folder is
-    /// resolved, and the path's last component appended: the same name that `image` finds once the
-    /// file has been made there. (The path itself as a name is not: locked as `link/new.img` before,
-    /// and by `image` afterwards, it is two resources.)
+    /// An existing image is resolved as by [`Target::image`]. If there is none, the path's folder
+    /// is resolved, and the path's last component appended: this is the name that `image` finds
+    /// once the file has been created. (The path itself as a name is not: locked as `link/new.img`
+    /// before, and by `image` afterwards, it is two resources.)
     ///
     /// A direct space locks the image itself, so there a missing one is
-    /// [`AcquireError::NotFound`](crate::AcquireError::NotFound). Refused are a path whose folder is
-    /// not there ([`InvalidRequest::NoFolder`]), one that ends in `/`, `.` or `..`
-    /// ([`InvalidRequest::NoFileName`]), and one that is a symlink to what is not there
-    /// ([`InvalidRequest::DanglingSymlink`]): where the file would be made, only its maker knows.
+    /// [`AcquireError::NotFound`](crate::AcquireError::NotFound). A request is refused if the
+    /// path's folder does not exist ([`InvalidRequest::NoFolder`]), if the path ends in `/`, `.` or
+    /// `..` ([`InvalidRequest::NoFileName`]), and if it is a symlink to a file that does not exist
+    /// ([`InvalidRequest::DanglingSymlink`]): only the program that creates the file decides where.
     ///
     /// [`InvalidRequest::NoFolder`]: crate::InvalidRequest::NoFolder
     /// [`InvalidRequest::NoFileName`]: crate::InvalidRequest::NoFileName
@@ -126,7 +127,7 @@ impl Target<'_> {
         }
     }
 
-    /// The path that it is, as far as it is one.
+    /// The target as a path, for error messages.
     pub(crate) fn path(&self) -> &Path {
         match &self.0 {
             TargetKind::Name(name) => Path::new(name),
