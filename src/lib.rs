@@ -58,8 +58,8 @@
 //! api        the public types that do things: spaces, leases; one line for each verb
 //! transfer   one descriptor that arrives: proof of what it carries
 //! acquire    from a request to a hold: try, queue, contend, all or none, convert
-//! core       a space: its table under one mutex, and what releases, looks, freezes
-//! wait       how a call sleeps: deadline, cancel, inotify, workers for calls that may hang
+//! core       a space: its table under one mutex, and what creates, deletes, releases, looks, freezes
+//! wait       how a call sleeps (the queue is the table's): deadline, cancel, inotify, workers
 //! table      the state machine of resources: owners, queue, freeze, fairness; no system call
 //! error      one error for each verb
 //! engine     a lock on one thing: name, directory, open, lock, unlink, who holds it
@@ -70,20 +70,28 @@
 //!
 //! A request for a lock goes down this way, and the hold comes back up:
 //!
-//! 1. **Name** (`acquire/resolve.rs`, `engine/name.rs`): a [`Request`] has a [`Target`]. Only
+//! 1. **Name** (`acquire/resolve.rs`, `engine/resolve.rs`): a [`Request`] has a [`Target`]. Only
 //!    [`Target::image`] and [`Target::new_image`] resolve a path; any other name is taken byte by
-//!    byte.
+//!    byte. A try of such a name takes a shorter way, all of it in `acquire/mod.rs`.
 //! 2. **Table** (`acquire/admit.rs`, `table`): the resource with this name is held already, or waited
-//!    for, or this call's to acquire. One mutex guards the table; no system call is made under it.
+//!    for in the table's queue, or this call's to acquire. One mutex guards the table; no system call
+//!    is made under it.
 //! 3. **Path** (`engine/name.rs`): the space's [`Naming`] says which file stands for the name.
 //! 4. **Descriptor** (`engine/open.rs`): the file is opened, and created if the request said
 //!    [`auto_create`](Request::auto_create).
 //! 5. **Lock** (`sys/ofd.rs`): an OFD lock on the request's [`ByteRange`]. Then the name must still
 //!    lead to the descriptor's file (`engine/identity.rs`), or everything begins again.
-//! 6. **Hold** (`core/hold.rs`): what is held is written into the table, and becomes a [`Lease`].
+//! 6. **Hold** (`core/transition.rs`): the lock is written into the table, with its first owner. The
+//!    owner's hold is a value (`core/hold.rs`), and the caller has it as a [`Lease`].
 //!
 //! A wait that finds the file locked elsewhere asks `acquire/contender.rs` what to do next, a state
-//! machine that makes no system call; `acquire/contend.rs` does it. `core/release.rs` is the way back.
+//! machine that makes no system call; `acquire/contend.rs` does it. An upgrade or a downgrade begins in
+//! `acquire/convert.rs`; an upgrade that waits is driven by the same machine.
+//!
+//! A release goes through `core/release.rs`: the last owner to leave unlinks, unlocks and closes the
+//! file, or the table hands the locked file over to the first waiter. A restore proves each document
+//! (`snapshot/prove.rs`) and each descriptor (`transfer/prove.rs`), and makes a space of them
+//! (`core/snapshot.rs`) without acquiring anything.
 //!
 //! # Waiting
 //!

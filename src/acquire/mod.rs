@@ -35,7 +35,7 @@ use crate::core::{Core, Hold, OwnedHold, TransitionGuard};
 use crate::engine::{self, Key, LockError, LockFile, Name, OpenNaming};
 use crate::error::{AcquireError, Busy};
 use crate::table::{Admission, Claim, Owners, Table, Ticket, TurnKey};
-use crate::types::{FileId, LockSpec, Origin, OwnerId, Request, Settings, TargetKind};
+use crate::types::{FileId, HardLinks, LockSpec, Origin, OwnerId, Request, Settings, TargetKind};
 use crate::wait::{Start, Wait, WaitContext};
 use admit::Entry;
 use contend::ContendingAcquire;
@@ -142,7 +142,7 @@ impl Core {
     /// Whether a request for a name must look at its file before it asks the table.
     fn needs_look(&self, settings: &Settings) -> bool {
         matches!(self.naming, OpenNaming::Direct)
-            && (settings.auto_create || settings.refuse_hard_links)
+            && (settings.auto_create || settings.hard_links == HardLinks::Refused)
     }
 
     /// A try of a plain name, the common case. A resource that is held is joined or refused under

@@ -11,7 +11,9 @@ use crate::core::Core;
 use crate::engine::{self, Key, LockError, Name, OpenNaming};
 use crate::error::AcquireError;
 use crate::table::Claim;
-use crate::types::{FileId, InvalidRequest, LockSpec, OwnerId, Request, Settings, TargetKind};
+use crate::types::{
+    FileId, HardLinks, InvalidRequest, LockSpec, OwnerId, Request, Settings, TargetKind,
+};
 use crate::wait::{CallQueue, DescriptorPermit, OnTimeout};
 
 /// A request whose resource is known.
@@ -102,19 +104,17 @@ enum Found {
 }
 
 impl ResolveCall {
-    fn run(self, refuse_hard_links: bool) -> Result<Found, LockError> {
+    fn run(self, hard_links: HardLinks) -> Result<Found, LockError> {
         match self {
             Self::Image(path) => {
-                let resolved = engine::resolve_image(&path, refuse_hard_links);
+                let resolved = engine::resolve_image(&path, hard_links);
                 resolved.map(|(path, id)| Found::Image(path, Some(id)))
             }
             Self::NewImage(path) => {
-                let resolved = engine::resolve_new_image(&path, refuse_hard_links);
+                let resolved = engine::resolve_new_image(&path, hard_links);
                 resolved.map(|(path, id)| Found::Image(path, id))
             }
-            Self::Opened(fd, _permit) => {
-                engine::id_of(fd.as_fd(), refuse_hard_links).map(Found::Opened)
-            }
+            Self::Opened(fd, _permit) => engine::id_of(fd.as_fd(), hard_links).map(Found::Opened),
             Self::HardLinks(path) => engine::refuse_hard_links(&path).map(|()| Found::OneName),
         }
     }
@@ -175,12 +175,12 @@ impl Core {
                 ResolveCall::Opened(engine::duplicate(*fd).map_err(fails)?, permit)
             }
             // Asked here, since a request that joins a hold opens no file.
-            TargetKind::Name(name) if direct && settings.refuse_hard_links => {
+            TargetKind::Name(name) if direct && settings.hard_links == HardLinks::Refused => {
                 ResolveCall::HardLinks(PathBuf::from(name))
             }
             TargetKind::Name(_) => return Ok(resolved),
         };
-        let (on_timeout, links) = (call.on_timeout(), settings.refuse_hard_links);
+        let (on_timeout, links) = (call.on_timeout(), settings.hard_links);
         let queue = patience.context().map(|_| call.queue());
         let limits = (patience.context(), on_timeout);
         match blocking::call(self, about, limits, queue, move || call.run(links))? {
@@ -207,7 +207,7 @@ impl Core {
             create: settings.auto_create,
             file_mode: self.file_mode,
             upgradable: settings.upgradable,
-            refuse_hard_links: settings.refuse_hard_links,
+            hard_links: settings.hard_links,
         }
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::lock_file::LockError;
 use crate::sys::fs::{FileKind, FileStatus};
-use crate::types::{InvalidRequest, LockSpec};
+use crate::types::{HardLinks, InvalidRequest, LockSpec};
 
 /// Refuses a file that no lock can be taken on as `spec` says.
 pub(super) fn check_file(
@@ -13,7 +13,7 @@ pub(super) fn check_file(
     spec: &LockSpec,
 ) -> Result<(), LockError> {
     check_kind(status.kind(), path)?;
-    if spec.refuse_hard_links { check_links(status.links()) } else { Ok(()) }
+    if spec.hard_links == HardLinks::Refused { check_links(status.links()) } else { Ok(()) }
 }
 
 /// Only a regular file or a block device can stand for a resource.

@@ -16,7 +16,7 @@ use super::name::Name;
 use super::refusal::{Tries, Verdict, is_refusal};
 use crate::sys::fs::{self, FileStatus};
 use crate::sys::{Errno, fd as descriptor, ofd};
-use crate::types::{ByteRange, FileId, InvalidRequest, IoError, LockSpec, Mode};
+use crate::types::{ByteRange, FileId, HardLinks, InvalidRequest, IoError, LockSpec, Mode};
 
 /// How often a file that was replaced meanwhile is opened again. Eight processes that create and
 /// unlink one name without pause need a handful.
@@ -168,7 +168,7 @@ impl LockFile {
 
 /// Whether it is a regular file of which nothing more was asked, as nearly all are.
 fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
-    !spec.refuse_hard_links && status.is_regular()
+    spec.hard_links == HardLinks::Allowed && status.is_regular()
 }
 
 /// The time that a call gives to a thread that removes the file.
@@ -273,7 +273,8 @@ fn open_direct(path: &CStr, spec: &LockSpec) -> Result<Option<Opened>, LockError
         check_file(&status, || to_path().to_owned(), spec)?;
     }
     let write = spec.needs_writing();
-    match fs::open(path, write) {
+    let opened = if write { fs::open_to_write(path) } else { fs::open_to_read(path) };
+    match opened {
         Ok(fd) => Ok(Some(Opened { fd, created: false })),
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::ROFS) if write => Err(LockError::Invalid(InvalidRequest::ReadOnly)),
@@ -304,7 +305,7 @@ pub(crate) fn create_file(name: &Name, file_mode: u32) -> Result<(), LockError> 
         create: true,
         file_mode,
         upgradable: false,
-        refuse_hard_links: false,
+        hard_links: HardLinks::Allowed,
     };
     name.with_path(|path| {
         for _ in 0..TRIES {

@@ -15,7 +15,7 @@ use super::lock_path::LockPath;
 use super::name::Name;
 use super::refusal::{Attempt, attempt};
 use crate::sys::{Errno, fs, ofd};
-use crate::types::{ByteRange, IoError, LockSpec, Mode};
+use crate::types::{ByteRange, HardLinks, IoError, LockSpec, Mode};
 
 impl LockFile {
     /// Removes the file that is held in `mode`, unless somebody else holds it or has put another in
@@ -69,7 +69,7 @@ pub(crate) fn delete_file(name: &Name, stale_retries: &AtomicU64) -> Result<(), 
         create: false,
         file_mode: 0,
         upgradable: false,
-        refuse_hard_links: false,
+        hard_links: HardLinks::Allowed,
     };
     let file = LockFile::open_and_lock(name, &spec, stale_retries)?;
     let removed = name.with_path(|path| match path {

@@ -11,12 +11,12 @@ use super::lock_file::LockError;
 use super::opened::path_of;
 use crate::sys::Errno;
 use crate::sys::fs::{self, FileKind};
-use crate::types::{FileId, InvalidRequest, IoError};
+use crate::types::{FileId, HardLinks, InvalidRequest, IoError};
 
 /// The path of an image without symlinks, `.` and `..`, and which file it is.
 pub(crate) fn resolve_image(
     path: &Path,
-    refuse_hard_links: bool,
+    hard_links: HardLinks,
 ) -> Result<(PathBuf, FileId), LockError> {
     let failed = |call, source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => LockError::NotFound,
@@ -25,7 +25,7 @@ pub(crate) fn resolve_image(
     let resolved = std::fs::canonicalize(path).map_err(|source| failed("realpath", source))?;
     let status = fs::stat(&resolved).map_err(|errno| failed("stat", errno.into()))?;
     check_kind(status.kind(), || resolved.clone())?;
-    if refuse_hard_links {
+    if hard_links == HardLinks::Refused {
         check_links(status.links())?;
     }
     Ok((resolved, status.id()))
@@ -35,7 +35,7 @@ pub(crate) fn resolve_image(
 /// once the image is there. And which file is there, if one is.
 pub(crate) fn resolve_new_image(
     path: &Path,
-    refuse_hard_links: bool,
+    hard_links: HardLinks,
 ) -> Result<(PathBuf, Option<FileId>), LockError> {
     let (folder, last) = folder_and_last(path).map_err(LockError::Invalid)?;
     let folder = std::fs::canonicalize(folder).map_err(|source| match source.kind() {
@@ -51,7 +51,7 @@ pub(crate) fn resolve_new_image(
         Err(errno) => return Err(IoError::new("lstat", &full_path, errno).into()),
     };
     if status.kind() == FileKind::Symlink {
-        return match resolve_image(&full_path, refuse_hard_links) {
+        return match resolve_image(&full_path, hard_links) {
             Ok((resolved, id)) => Ok((resolved, Some(id))),
             // The program that makes the file may replace the symlink or follow it, and these are two
             // names.
@@ -60,7 +60,7 @@ pub(crate) fn resolve_new_image(
         };
     }
     check_kind(status.kind(), || full_path.clone())?;
-    if refuse_hard_links {
+    if hard_links == HardLinks::Refused {
         check_links(status.links())?;
     }
     Ok((full_path, Some(status.id())))
@@ -89,9 +89,9 @@ fn folder_and_last(path: &Path) -> Result<(&Path, &OsStr), InvalidRequest> {
 }
 
 /// Which file a descriptor is open on.
-pub(crate) fn id_of(fd: BorrowedFd<'_>, refuse_hard_links: bool) -> Result<FileId, LockError> {
+pub(crate) fn id_of(fd: BorrowedFd<'_>, hard_links: HardLinks) -> Result<FileId, LockError> {
     let status = fs::fstat(fd).map_err(|errno| IoError::new("fstat", path_of(fd), errno))?;
-    if refuse_hard_links {
+    if hard_links == HardLinks::Refused {
         check_links(status.links())?;
     }
     Ok(status.id())

@@ -212,10 +212,14 @@ fn statx(directory: BorrowedFd<'_>, name: &CStr, flags: AtFlags) -> Result<FileS
     })
 }
 
-/// Opens a file by its path, for reading, and for writing too if `write` says so. Never creates it.
-pub(crate) fn open(path: &CStr, write: bool) -> Result<OwnedFd, Errno> {
-    let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-    rustix::fs::open(path, OPEN | access, NO_MODE)
+/// Opens a file by its path, for reading. Never creates it.
+pub(crate) fn open_to_read(path: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OPEN | OFlags::RDONLY, NO_MODE)
+}
+
+/// Opens a file by its path, for reading and writing. Never creates it.
+pub(crate) fn open_to_write(path: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(path, OPEN | OFlags::RDWR, NO_MODE)
 }
 
 /// Creates a file that is not there.

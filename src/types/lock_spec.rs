@@ -14,7 +14,7 @@ pub(crate) struct LockSpec {
     pub(crate) file_mode: u32,
     /// Open for writing although the mode does not need it.
     pub(crate) upgradable: bool,
-    pub(crate) refuse_hard_links: bool,
+    pub(crate) hard_links: HardLinks,
 }
 
 impl LockSpec {
@@ -22,4 +22,11 @@ impl LockSpec {
     pub(crate) fn needs_writing(&self) -> bool {
         self.mode == Mode::Exclusive || self.upgradable
     }
+}
+
+/// Whether a file may have more than one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HardLinks {
+    Allowed,
+    Refused,
 }

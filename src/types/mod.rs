@@ -20,7 +20,7 @@ pub(crate) use display::DisplayPath;
 pub(crate) use file_id::FileId;
 pub use invalid_request::InvalidRequest;
 pub use io_error::IoError;
-pub(crate) use lock_spec::LockSpec;
+pub(crate) use lock_spec::{HardLinks, LockSpec};
 pub use mode::Mode;
 pub use naming::Naming;
 pub(crate) use naming::{NamingKind, Scheme};

@@ -1,6 +1,6 @@
 //! What a caller asks for: which resource, in which mode, on which bytes.
 
-use super::{ByteRange, Mode, Target};
+use super::{ByteRange, HardLinks, Mode, Target};
 
 /// A request to hold a [`Target`] in a [`Mode`], with settings.
 ///
@@ -26,7 +26,7 @@ pub(crate) struct Settings {
     pub(crate) range: Option<ByteRange>,
     pub(crate) auto_create: bool,
     pub(crate) upgradable: bool,
-    pub(crate) refuse_hard_links: bool,
+    pub(crate) hard_links: HardLinks,
 }
 
 impl<'a> Request<'a> {
@@ -37,7 +37,7 @@ impl<'a> Request<'a> {
             range: None,
             auto_create: false,
             upgradable: false,
-            refuse_hard_links: false,
+            hard_links: HardLinks::Allowed,
         };
         Self { target: target.into(), settings }
     }
@@ -87,7 +87,7 @@ impl<'a> Request<'a> {
     /// Refuses a file that has more than one name. In a space with a directory, two hard links of
     /// one image are two resources: this setting detects them.
     pub fn refuse_hard_links(mut self) -> Self {
-        self.settings.refuse_hard_links = true;
+        self.settings.hard_links = HardLinks::Refused;
         self
     }
 }
