@@ -9,9 +9,9 @@ use parking_lot::MutexGuard;
 use super::{Patience, RegisteredWait, ResolvedRequest, failure};
 use crate::core::{Core, TransitionGuard, tell};
 use crate::engine::{Key, LockFile, Name};
-use crate::error::{AcquireError, Blockers, Busy};
+use crate::error::{AcquireError, Blockers, Busy, DeadlockCause};
 use crate::table::{Admission, Claim, Grant, HandedOver, Resource, Slot, Table, WakeList};
-use crate::types::{InvalidRequest, Mode};
+use crate::types::{InvalidRequest, Mode, OwnerId};
 use crate::wait::{UNRESPONSIVE_AFTER, WaitContext, WaitEnd};
 
 /// A release that is not over after so long hangs, or its thread has got no processor all that time.
@@ -65,7 +65,7 @@ impl Core {
                         queued
                             .map_err(|why| failure::deadlock(&resolved.text, claim.owner, why))?;
                         tell!(waits(&wait.context, claim, &resolved.text));
-                        return self.wait_in_queue(slot, wait, resolved, claim.mode);
+                        return self.wait_in_queue(slot, wait, resolved, (claim.owner, claim.mode));
                     }
                     _ => {
                         self.refuse_unless_passing(&mut table, slot, refused, claim, patience)?;
@@ -137,7 +137,7 @@ impl Core {
         slot: Slot,
         wait: &RegisteredWait<'_>,
         resolved: &ResolvedRequest<'_>,
-        asked: Mode,
+        (owner, asked): (OwnerId, Mode),
     ) -> Result<Entry<'_>, AcquireError> {
         loop {
             let end = wait.context.end();
@@ -155,6 +155,10 @@ impl Core {
                 }
                 (Some(Grant::Invalid(why)), _) => return Err(resolved.invalid(why)),
                 (Some(Grant::AskAgain), _) => return Ok(Entry::AskAgain),
+                (Some(Grant::HeldByItself(held, other)), _) => {
+                    let why = DeadlockCause::OwnHold { held };
+                    return Err(failure::deadlock_elsewhere(&resolved.text, owner, why, &other));
+                }
                 (None, Some(end)) => return Err(self.leave_queue(table, slot, wait, asked, end)),
                 (None, None) => {}
             }
@@ -265,7 +269,7 @@ mod tests {
     use crate::core::Hold;
     use crate::engine::OpenNaming;
     use crate::table::{HoldKind, Owners};
-    use crate::types::{ByteRange, Origin, OwnerId};
+    use crate::types::{ByteRange, Origin};
     use crate::wait::{Start, Wait};
     use std::ffi::OsStr;
 

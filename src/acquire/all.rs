@@ -13,8 +13,8 @@ use super::{Patience, RegisteredWait, ResolvedRequest, failure};
 #[cfg(feature = "tracing")]
 use crate::core::events;
 use crate::core::{Core, OwnedHold, tell};
-use crate::engine::{Key, LockFile};
-use crate::error::AcquireError;
+use crate::engine::{Key, LockFile, OpenNaming};
+use crate::error::{AcquireError, DeadlockCause};
 use crate::table::{TurnKey, YIELD_TIME};
 use crate::types::{FileId, InvalidRequest, OwnerId, Request};
 use crate::wait::{Start, Wait, WaitContext, WaitEnd};
@@ -179,11 +179,36 @@ impl<'a> Batch<'a> {
                 }
             }
         }
+        drop(table);
+        self.refuse_own_holds_elsewhere()?;
         Ok(until)
     }
 
-    /// One round: tries each request in order, except `first`, which is held already. If one is
-    /// refused, releases all that this call has acquired.
+    /// As far as it is known which files are meant.
+    fn refuse_own_holds_elsewhere(&self) -> Result<(), AcquireError> {
+        let is_direct = matches!(self.core.naming, OpenNaming::Direct);
+        let file_of = |request: &ResolvedRequest<'_>| {
+            // In a directory the image is not what is locked.
+            request.file().filter(|_| is_direct || request.opened().is_some())
+        };
+        let by_file = self.requests.iter().filter_map(|request| Some((file_of(request)?, request)));
+        let by_file: HashMap<_, _> = by_file.collect();
+        if by_file.is_empty() {
+            return Ok(());
+        }
+        for hold in self.core.holds_elsewhere(|file| by_file.contains_key(&file), None) {
+            let request = by_file[&hold.file];
+            if hold.is_own_and_excludes(&request.claim(self.owner)) {
+                let why = DeadlockCause::OwnHold { held: hold.mode };
+                let text = &request.text;
+                return Err(failure::deadlock_elsewhere(text, self.owner, why, &hold.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// One round: each request but the one that is held already is tried in order. If one is
+    /// refused, what was taken is given back.
     fn try_all(
         &self,
         first: Option<(usize, OwnedHold)>,

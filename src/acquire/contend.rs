@@ -8,10 +8,12 @@ use std::time::Instant;
 use super::blocking::{self, Thread};
 use super::contender::{Action, Contender, Event, OnContention, Rest};
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
-use crate::core::{Core, DetachedTransition, OwnedHold, TransitionGuard, mode_to_unlink, tell};
+use crate::core::{
+    Core, DetachedTransition, HoldElsewhere, OwnedHold, TransitionGuard, mode_to_unlink, tell,
+};
 use crate::engine::{LockError, LockFile, Name, Retried};
-use crate::error::{AcquireError, Busy};
-use crate::table::{Claim, Contention, HandedOver};
+use crate::error::{AcquireError, Busy, DeadlockCause};
+use crate::table::{Claim, Contention, HandedOver, Slot};
 use crate::types::{FileId, Mode, Origin, Outside};
 use crate::wait::{
     CallOptions, CallQueue, DescriptorPermit, OnTimeout, PooledInotify, TimedOut,
@@ -30,6 +32,12 @@ pub(super) trait Contest {
 
     /// The open file, if its lock was refused.
     fn file(&self) -> Option<FileId>;
+
+    /// Looks for a hold of the owner that waits, by another name or in another space.
+    ///
+    /// # Errors
+    /// It would wait for that.
+    fn find_own_hold(&mut self) -> Result<Event, AcquireError>;
 
     /// The error of a wait that is over.
     fn give_up(&mut self) -> AcquireError;
@@ -57,6 +65,7 @@ pub(super) fn drive(
             Action::Open => contest.open()?,
             Action::Retry => contest.retry(Watching::AsBefore)?,
             Action::WatchAndRetry => contest.retry(Watching::Anew)?,
+            Action::FindOwnHold => contest.find_own_hold()?,
             Action::Rest(rest) => contest.rest(rest)?,
         };
         let file = contest.file();
@@ -76,6 +85,25 @@ pub(super) fn drive(
             core.process.fairness.lost_race(file);
         }
     }
+}
+
+/// Looks for holds of a file by other names than that of the resource in `slot`, or in other spaces:
+/// those who wait for them though they are their own owners', behind the call that contends, are sent
+/// away. Returns what is in the way of that call itself.
+pub(super) fn find_own_hold(
+    core: &Core,
+    (slot, name): (Slot, &Arc<Name>),
+    file: FileId,
+    claim: &Claim,
+) -> Option<HoldElsewhere> {
+    let elsewhere = core.holds_elsewhere(|other| other == file, Some(name));
+    if elsewhere.is_empty() {
+        return None;
+    }
+    let own = |claim: &Claim| elsewhere.iter().find(|hold| hold.is_own_and_excludes(claim));
+    let of_waiter = |claim: &Claim| own(claim).map(|hold| (hold.mode, Arc::clone(&hold.name)));
+    core.update(|table, wakes| table.refuse_waiters(slot, of_waiter, wakes));
+    own(claim).cloned()
 }
 
 /// Rests on this thread.
@@ -300,10 +328,12 @@ impl<'a> ContendingAcquire<'a> {
     }
 
     fn busy(&self, refusal: LastRefusal) -> AcquireError {
-        let (name, mode) = (Arc::clone(self.transition.name()), self.claim.mode);
+        let (name, asked) = (Arc::clone(self.transition.name()), self.claim.mode);
         let busy = match refusal {
-            LastRefusal::Lock(id, by) => self.core.refused_by_kernel(name, mode, (id, by)),
-            LastRefusal::Lease(id) => Busy::leased(name, mode).on(id),
+            LastRefusal::Lock(id, by) => {
+                self.core.refused_by_kernel(name, (asked, self.claim.range), (id, by))
+            }
+            LastRefusal::Lease(id) => Busy::leased(name, asked).on(id),
         };
         AcquireError::Busy(busy.after(self.context.waited()))
     }
@@ -461,6 +491,18 @@ impl Contest for ContendingAcquire<'_> {
 
     fn file(&self) -> Option<FileId> {
         self.contended.as_ref().map(|contended| contended.file.id())
+    }
+
+    fn find_own_hold(&mut self) -> Result<Event, AcquireError> {
+        let (slot, name, claim) = (self.transition.slot(), self.transition.name(), &self.claim);
+        let Some(file) = self.file() else { return Ok(Event::Refused) };
+        match find_own_hold(self.core, (slot, name), file, claim) {
+            None => Ok(Event::Refused),
+            Some(HoldElsewhere { name: other, mode: held, .. }) => {
+                let why = DeadlockCause::OwnHold { held };
+                Err(failure::deadlock_elsewhere(name.text(), claim.owner, why, &other))
+            }
+        }
     }
 
     fn give_up(&mut self) -> AcquireError {

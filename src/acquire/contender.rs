@@ -10,6 +10,7 @@
 //! | yielding | the thread pauses: it leaves the lock to other processes, or a leased file to the lease's holder | the time is over: opening |
 //! | opening | the file is opened and locked | locked; held elsewhere: watching; leased: yielding; the wait is over |
 //! | watching | the thread tries to lock the open file again | locked; still held: sleeping, or again after a short rest; the file has lost its name: opening; the wait is over |
+//! | | its holders are looked for in this process | the owner waits for itself; else sleeping |
 //! | sleeping | the thread sleeps until the file is closed or the time is over | watching |
 //!
 //! Why it is more than a loop:
@@ -60,6 +61,9 @@ pub(super) enum Action {
     /// As `Retry`, but first discard the pending events and arm the watch: an event from then on
     /// ends the next sleep.
     WatchAndRetry,
+    /// Find out whether the owner that waits holds the file itself, by another name:
+    /// [`Event::Refused`] if not.
+    FindOwnHold,
     Rest(Rest),
     /// Done: the wait has the lock.
     Finish,
@@ -141,6 +145,8 @@ struct Pacing {
     backoff: Option<Duration>,
     spurious_wakeups: u32,
     lost_races: u32,
+    /// When a hold of the owner itself was looked for last.
+    own_hold_sought: Option<Instant>,
 }
 
 impl Pacing {
@@ -152,6 +158,7 @@ impl Pacing {
             backoff: None,
             spurious_wakeups: 0,
             lost_races: 0,
+            own_hold_sought: None,
         }
     }
 }
@@ -274,6 +281,11 @@ impl Contender {
             pacing.spurious_wakeups = 0;
             return Action::Rest(Rest::Pause(self.deadline_or(now + SPURIOUS_PAUSE)));
         }
+        // Also later: another thread may have got a hold for the owner.
+        if pacing.own_hold_sought.is_none_or(|sought| now >= sought + POLL_INTERVAL) {
+            pacing.own_hold_sought = Some(now);
+            return Action::FindOwnHold;
+        }
         self.phase = Phase::Sleeping;
         let pause = self.pacing.backoff.unwrap_or(POLL_INTERVAL);
         Action::Rest(Rest::Sleep(self.deadline_or(now + pause)))
@@ -331,6 +343,7 @@ mod tests {
             let mut run = Self::wait(within);
             run.expect(Action::Open).tell(Event::Refused);
             run.expect(Action::WatchAndRetry).tell(Event::Refused);
+            run.expect(Action::FindOwnHold).tell(Event::Refused);
             run
         }
 
@@ -402,6 +415,7 @@ mod tests {
         for _ in 0..2 {
             run.expect_sleep(POLL_INTERVAL).pass(POLL_INTERVAL).tell(BY_TIME);
             run.expect(Action::Retry).tell(Event::Refused);
+            run.expect(Action::FindOwnHold).tell(Event::Refused);
         }
         run.expect_sleep(POLL_INTERVAL / 2).pass(POLL_INTERVAL / 2).tell(BY_TIME);
         // Once more at the deadline: the lock may have become free meanwhile.
@@ -423,6 +437,27 @@ mod tests {
             run.expect(Action::Retry).tell(Event::Refused);
         }
         run.expect_sleep(POLL_INTERVAL);
+    }
+
+    /// Not each time: to look in all spaces costs more than to try.
+    #[test]
+    fn an_own_hold_is_sought_before_the_first_sleep_and_now_and_then() {
+        let mut run = Run::wait(None);
+        let (start, mut sought) = (run.now, Vec::new());
+        run.expect(Action::Open).tell(Event::Refused);
+        for _ in 0..10_000 {
+            match run.action {
+                Action::FindOwnHold => sought.push(run.now - start),
+                Action::Rest(_) => assert!(!sought.is_empty()),
+                _ => {}
+            }
+            match run.action {
+                Action::Rest(Rest::Sleep(_)) => run.pass(MILLISECOND).tell(BY_FILE),
+                Action::Rest(_) => run.tell(Event::Rested),
+                _ => run.tell(Event::Refused),
+            };
+        }
+        assert!(sought.len() > 3 && sought.windows(2).all(|two| two[1] - two[0] == POLL_INTERVAL));
     }
 
     #[test]
@@ -473,7 +508,8 @@ mod tests {
     fn a_file_that_has_lost_its_name_is_opened_anew() {
         let mut run = Run::asleep(None);
         run.tell(BY_FILE).tell(Event::Stale).expect(Action::Open).tell(Event::Refused);
-        run.expect(Action::WatchAndRetry).tell(Event::Refused).expect_sleep(POLL_INTERVAL);
+        run.expect(Action::WatchAndRetry).tell(Event::Refused);
+        run.expect(Action::FindOwnHold).tell(Event::Refused).expect_sleep(POLL_INTERVAL);
     }
 
     #[test]
@@ -484,6 +520,7 @@ mod tests {
         run.expect(Action::Rest(Rest::UntilWoken)).tell(Event::Rested);
         run.expect(Action::Retry).tell(Event::Refused);
         run.expect(Action::WatchAndRetry).tell(Event::Refused);
+        run.expect(Action::FindOwnHold).tell(Event::Refused);
         run.expect_sleep(MILLISECOND).tell(BY_FILE);
         run.expect(Action::Retry).tell(Event::RefusedHere);
         run.pass(MILLISECOND).expect(Action::Rest(Rest::UntilWoken)).tell(Event::Rested);

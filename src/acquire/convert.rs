@@ -9,10 +9,10 @@ use super::contender::{Contender, Event, OnContention, Rest};
 use super::{RegisteredWait, failure};
 #[cfg(feature = "tracing")]
 use crate::core::events;
-use crate::core::{Core, OwnedHold, tell};
+use crate::core::{Core, OwnedHold, UpgradeGuard, tell};
 use crate::engine::Attempt;
-use crate::error::{AcquireError, Busy};
-use crate::table::{Conversion, WakeList};
+use crate::error::{AcquireError, Busy, DeadlockCause};
+use crate::table::{Claim, Conversion, WakeList};
 use crate::types::{FileId, InvalidRequest, IoError, Mode};
 use crate::wait::{OnTimeout, PooledInotify, Start, Wait, WaitContext, WaitEnd};
 
@@ -97,18 +97,49 @@ impl Core {
             .enqueue_upgrade(slot, wait.ticket, owner)
             .map_err(|why| failure::deadlock(hold.name().text(), owner, why))?;
         tell!(waiting(owner, hold.name().text(), Mode::Exclusive));
-        let context = &wait.context;
-        let mut contender = Contender::new(context.deadline(), OnContention::Wait);
-        let action = contender.begin_upgrade();
-        let mut upgrade = Upgrade { core: self, hold, context, watch: None, busy: None };
-        let upgraded = contend::drive(self, &mut upgrade, &mut contender, action);
+        let upgraded = self.contend_to_upgrade(hold, &wait.context);
         let mut wakes = WakeList::default();
         self.lock().dequeue(slot, wait.ticket, &mut wakes);
         self.wake(wakes);
         upgraded
     }
 
-    /// Tries once to convert a hold. A refused conversion changes nothing.
+    /// Waits at the head of the queue.
+    fn contend_to_upgrade(
+        self: &Arc<Self>,
+        hold: &mut OwnedHold,
+        context: &WaitContext,
+    ) -> Result<(), AcquireError> {
+        let _only_one = self.begin_upgrade(hold)?;
+        let mut contender = Contender::new(context.deadline(), OnContention::Wait);
+        let action = contender.begin_upgrade();
+        let mut upgrade = Upgrade { core: self, hold, context, watch: None, busy: None };
+        contend::drive(self, &mut upgrade, &mut contender, action)
+    }
+
+    /// Lets the process know that a shared hold waits to become exclusive.
+    ///
+    /// # Errors
+    /// Another one of the same file does so already, by another name or in another space.
+    fn begin_upgrade(&self, hold: &OwnedHold) -> Result<Option<UpgradeGuard>, AcquireError> {
+        let (name, owner) = (hold.name(), hold.owner());
+        let file = {
+            let table = self.lock();
+            let held = table.resource(hold.slot()).hold();
+            held.and_then(|held| held.file()).map(|file| (file.id(), file.range()))
+        };
+        let Some((file, range)) = file else { return Ok(None) };
+        let begun = self.process.spaces.begin_upgrade(file, range, owner, name);
+        begun.map(Some).map_err(|(other, its_name)| {
+            let why = match other == owner {
+                true => DeadlockCause::OtherOwnHold,
+                false => DeadlockCause::Upgrade { other },
+            };
+            failure::deadlock_elsewhere(name.text(), owner, why, &its_name)
+        })
+    }
+
+    /// Tries to hold in another mode. A conversion that is refused changes nothing.
     ///
     /// This thread makes the one system call, even for a wait: on an open descriptor, it can block
     /// only on a network file system, as a release can.
@@ -140,7 +171,7 @@ impl Core {
             }
         };
         drop(table);
-        let (converted, id) = (file.convert(to), file.id());
+        let (converted, id, range) = (file.convert(to), file.id(), file.range());
         let mode = matches!(converted, Ok(Attempt::Locked)).then_some(to);
         self.update(|table, wakes| table.end_conversion(slot, file, mode, wakes));
         match converted {
@@ -149,7 +180,7 @@ impl Core {
                 Ok(Converted::Done)
             }
             Ok(Attempt::Refused(by)) => {
-                Ok(Converted::RefusedByKernel(self.refused_by_kernel(name, to, (id, by))))
+                Ok(Converted::RefusedByKernel(self.refused_by_kernel(name, (to, range), (id, by))))
             }
             Err(source) => Err(AcquireError::Io(IoError::new("fcntl", name.path(), source))),
         }
@@ -238,6 +269,20 @@ impl Contest for Upgrade<'_> {
 
     fn file(&self) -> Option<FileId> {
         self.busy.as_ref().and_then(Busy::file)
+    }
+
+    fn find_own_hold(&mut self) -> Result<Event, AcquireError> {
+        let (slot, name, owner) = (self.hold.slot(), self.hold.name(), self.hold.owner());
+        let range = self.core.lock().resource(slot).hold().map(|hold| hold.range());
+        let (Some(file), Some(range)) = (self.file(), range) else { return Ok(Event::Refused) };
+        let claim = Claim { owner, mode: Mode::Exclusive, range, file: None, opened: false };
+        match contend::find_own_hold(self.core, (slot, name), file, &claim) {
+            None => Ok(Event::Refused),
+            Some(other) => {
+                let why = DeadlockCause::OtherOwnHold;
+                Err(failure::deadlock_elsewhere(name.text(), owner, why, &other.name))
+            }
+        }
     }
 
     fn give_up(&mut self) -> AcquireError {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::engine::LockError;
+use crate::engine::{LockError, Name};
 use crate::error::{AcquireError, DeadlockCause};
 use crate::types::OwnerId;
 use crate::wait::{WaitContext, WaitEnd};
@@ -23,6 +23,17 @@ pub(super) fn frozen(text: &OsStr) -> AcquireError {
 
 pub(super) fn deadlock(text: &OsStr, owner: OwnerId, why: DeadlockCause) -> AcquireError {
     AcquireError::Deadlock { name: text.to_owned(), owner, alias: None, why }
+}
+
+/// The same where what is in the way is held by another name, or by the same one in another space.
+pub(super) fn deadlock_elsewhere(
+    text: &OsStr,
+    owner: OwnerId,
+    why: DeadlockCause,
+    other: &Name,
+) -> AcquireError {
+    let alias = Some(other.text()).filter(|other| *other != text).map(OsStr::to_owned);
+    AcquireError::Deadlock { name: text.to_owned(), owner, alias, why }
 }
 
 /// The error of a wait that has ended before the file system answered.

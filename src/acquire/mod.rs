@@ -26,6 +26,7 @@ mod resolve;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
@@ -256,7 +257,11 @@ impl Core {
                 // Closed before the transition ends, and the next waiter gets one.
                 drop(file);
                 let name = transition.end();
-                Err(AcquireError::Busy(self.refused_by_kernel(name, claim.mode, (id, by))))
+                Err(AcquireError::Busy(self.refused_by_kernel(
+                    name,
+                    (claim.mode, claim.range),
+                    (id, by),
+                )))
             }
             Err(LockError::Leased(id)) => {
                 let name = transition.end();
@@ -294,6 +299,7 @@ impl LockCall {
 
     fn run(self, core: &Core, name: &Name) -> Result<Locked, LockError> {
         if let Some((fd, id)) = self.opened {
+            core.has_opened.store(true, Ordering::Relaxed);
             let file = LockFile::lock_opened(&core.process.inodes, fd, id, &self.spec)?;
             return Ok(Locked { file: Some(file), origin: Origin::Opened });
         }

@@ -291,7 +291,9 @@ impl LockSpace {
     }
 
     pub(super) fn new(core: Core) -> Self {
-        Self(Arc::new(Handle(Arc::new(core))))
+        let core = Arc::new(core);
+        core.register();
+        Self(Arc::new(Handle(core)))
     }
 
     /// A space with what a snapshot has carried over.

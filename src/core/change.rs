@@ -9,7 +9,7 @@ use super::{Core, TransitionGuard};
 use crate::engine::{Key, LockError, Name, create_file, delete_file};
 use crate::error::{Busy, LockFileError};
 use crate::sys::Errno;
-use crate::types::{IoError, Mode};
+use crate::types::{ByteRange, IoError, Mode};
 
 impl Core {
     /// Creates the file of a resource that is not held in this space.
@@ -56,7 +56,8 @@ impl Core {
             LockError::Contended(file, by) => {
                 let id = file.id();
                 drop(file);
-                LockFileError::Busy(self.refused_by_kernel(name, Mode::Exclusive, (id, by)))
+                let asked = (Mode::Exclusive, ByteRange::WHOLE_FILE);
+                LockFileError::Busy(self.refused_by_kernel(name, asked, (id, by)))
             }
             LockError::Leased(id) => {
                 LockFileError::Busy(Busy::leased(name, Mode::Exclusive).on(id))

@@ -8,6 +8,7 @@
 //! `acquire`.
 
 mod change;
+mod elsewhere;
 #[cfg(feature = "tracing")]
 pub(crate) mod events;
 mod fairness;
@@ -21,11 +22,12 @@ mod transition;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
+pub(crate) use elsewhere::{HoldElsewhere, Spaces, UpgradeGuard};
 pub(crate) use fairness::Fairness;
 pub(crate) use hold::OwnedHold;
 pub use inspect::HeldResource;
@@ -75,6 +77,8 @@ pub(crate) struct Core {
     transitions_ended: Monitor<u64>,
     /// How often a file had lost its name when it was locked.
     pub(crate) stale_retries: AtomicU64,
+    /// A caller has handed in an open file, so that a file can have two names in a directory.
+    pub(crate) has_opened: AtomicBool,
 }
 
 impl LockedFile for LockFile {
@@ -106,6 +110,7 @@ impl Core {
             table: Mutex::default(),
             transitions_ended: Monitor::default(),
             stale_retries: AtomicU64::new(0),
+            has_opened: AtomicBool::new(false),
         }
     }
 
@@ -194,20 +199,13 @@ impl Core {
     pub(crate) fn refused_by_kernel(
         &self,
         name: Arc<Name>,
-        asked: Mode,
+        asked: (Mode, ByteRange),
         (id, by): (FileId, Option<Outside>),
     ) -> Busy {
-        // In a directory, one file has one name.
-        if name.directory().is_some() {
-            return Busy::outside_by(name, asked, by).on(id);
-        }
-        let table = self.lock();
-        // The hold that is being converted is not in its own way.
-        let others = table.resources().filter(|resource| !Arc::ptr_eq(resource.name(), &name));
-        let mut holds = others.filter_map(|resource| resource.hold());
-        let busy = match holds.find(|hold| hold.file().is_some_and(|file| file.id() == id)) {
-            Some(hold) => Busy::inside(name, asked, hold.mode(), hold.owners().blockers(None)),
-            None => Busy::outside_by(name, asked, by),
+        let (mode, _) = asked;
+        let busy = match self.blockers_by_file(&name, asked, id) {
+            Some((held, owners)) => Busy::inside(name, mode, held, owners),
+            None => Busy::outside_by(name, mode, by),
         };
         busy.on(id)
     }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::Fairness;
+use super::{Fairness, Spaces};
 use crate::engine::InodeLocks;
 use crate::sys::fork::PerProcess;
 use crate::wait::{WatchPool, WorkerPool};
@@ -20,6 +20,7 @@ pub(crate) struct Process {
     pub(crate) workers: WorkerPool,
     pub(crate) watches: Arc<WatchPool>,
     pub(crate) fairness: Fairness,
+    pub(crate) spaces: Spaces,
 }
 
 impl Process {
@@ -36,6 +37,7 @@ impl Process {
                 workers: WorkerPool::new(Arc::clone(&watches)),
                 watches,
                 fairness: Fairness::default(),
+                spaces: Spaces::default(),
             }
         })
     }

@@ -1,12 +1,12 @@
 //! Freezing a space for a snapshot, and making a space from restored holds.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use super::{Core, Hold, Process, log_release_error};
 use crate::engine::{Name, OpenNaming};
-use crate::types::{ByteRange, OwnerId};
+use crate::types::{ByteRange, Origin, OwnerId};
 use crate::wait::UNRESPONSIVE_AFTER;
 
 /// A space that is to be restored, without its holds.
@@ -83,6 +83,9 @@ impl Core {
         let mut core = Self::new(process, naming, range, file_mode);
         core.stale_retries = AtomicU64::new(stale_retries);
         core.table.get_mut().restore(holds);
+        let is_opened = |hold: &Hold| hold.origin() == Origin::Opened;
+        let has_opened = core.lock().resources().filter_map(|r| r.hold()).any(is_opened);
+        core.has_opened = AtomicBool::new(has_opened);
         core
     }
 }

@@ -390,7 +390,22 @@ impl<F: LockedFile> Table<F> {
         }
     }
 
-    /// Takes what the wait was granted since it was queued.
+    /// Sends away the waits of a resource's queue whose own owner, as `held_by_itself` tells, holds
+    /// the file in such a mode by such another name, or in another space.
+    pub(crate) fn refuse_waiters(
+        &mut self,
+        slot: Slot,
+        held_by_itself: impl Fn(&Claim) -> Option<(Mode, Arc<Name>)>,
+        wakes: &mut WakeList,
+    ) {
+        let resource = self.slots.at_mut(slot);
+        resource.refuse_waiters(held_by_itself, &mut self.waits, wakes);
+        if self.frozen.is_none() {
+            resource.admit_waiters(&mut self.waits, wakes);
+        }
+    }
+
+    /// What a wait was granted since it was put into a queue.
     pub(crate) fn take_grant(&mut self, ticket: Ticket) -> Option<Grant<F>> {
         self.waits.take_grant(ticket)
     }

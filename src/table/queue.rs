@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::Claim;
+use crate::engine::Name;
 use crate::sync::Waker;
 use crate::types::{InvalidRequest, Mode, Origin, OwnerId};
 
@@ -26,6 +27,8 @@ pub(crate) enum Grant<F> {
     /// The waiter must ask for admission again.
     AskAgain,
     Invalid(InvalidRequest),
+    /// Its own owner holds the file in this mode, by this other name or in another space.
+    HeldByItself(Mode, Arc<Name>),
 }
 
 /// What the next waiter gets with the transition.

@@ -288,9 +288,25 @@ impl<F: LockedFile> Resource<F> {
         }
     }
 
-    /// Lets waiters join a shared hold: the shared waiters ahead of the first exclusive one, and
-    /// behind it those whose owner already holds the resource, since these would wait for
-    /// themselves.
+    /// See [`Table::refuse_waiters`](super::Table::refuse_waiters).
+    pub(super) fn refuse_waiters(
+        &mut self,
+        held_by_itself: impl Fn(&Claim) -> Option<(Mode, Arc<Name>)>,
+        waits: &mut Waits<F>,
+        wakes: &mut WakeList,
+    ) {
+        let Some(queue) = &mut self.queue else { return };
+        queue.waiting.retain(|queued| match held_by_itself(&queued.claim) {
+            Some((mode, name)) if !queued.upgrades => {
+                waits.grant(queued.ticket, Grant::HeldByItself(mode, name), wakes);
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Lets those waiters join a shared hold that may: the ones at the head of the queue, and,
+    /// wherever they are, those of owners that hold it already, which would wait for themselves.
     pub(super) fn admit_waiters(&mut self, waits: &mut Waits<F>, wakes: &mut WakeList) {
         let (State::Held(hold), Some(queue)) = (&mut self.state, &mut self.queue) else { return };
         if hold.mode() == Mode::Exclusive {

@@ -1,9 +1,11 @@
 //! What a wait says when it ends in vain is true: of a file system, of a holder, of its own owner.
 //! And what it leaves behind while a file system hangs is bounded.
 
+use std::fmt::Debug;
 use std::fs::{self, File};
+use std::num::NonZeroU64;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,11 @@ use crate::support::interop::skip_or_fail;
 use crate::support::locks::ofd_lock;
 use crate::support::process::{helpers, open_below};
 use crate::support::waits::{LONG, eventually, start};
-use lockspace::{AcquireError, Busy, Lease, LockSpace, Naming, OwnerId, Request, Target, Wait};
+use lockspace::{
+    AcquireError, Busy, ByteRange, DeadlockCause, Lease, LockSpace, Mode, Naming, OwnerId, Request,
+    Target, Wait,
+};
+use tempfile::TempDir;
 
 const A: OwnerId = OwnerId::new(1);
 const B: OwnerId = OwnerId::new(2);
@@ -347,4 +353,269 @@ fn where_no_thread_can_be_had_a_wait_that_might_hang_says_what_it_lacks() {
             space.acquire(A, Request::exclusive(&image), Wait::NO).unwrap().release().unwrap();
         });
     });
+}
+
+// Owners that would wait for themselves.
+
+/// Two names of one file.
+struct Aliases {
+    _dir: TempDir,
+    names: [PathBuf; 2],
+}
+
+impl Aliases {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["a.raw", "b.raw"].map(|name| dir.path().join(name));
+        fs::write(&names[0], "").unwrap();
+        fs::hard_link(&names[0], &names[1]).unwrap();
+        Self { _dir: dir, names }
+    }
+
+    fn open(&self) -> File {
+        File::options().read(true).write(true).open(&self.names[0]).unwrap()
+    }
+}
+
+fn direct() -> LockSpace {
+    LockSpace::open(Naming::direct()).unwrap()
+}
+
+/// Runs a call that must not wait, and fails where it does.
+#[track_caller]
+fn at_once<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    start(call).join()
+}
+
+#[track_caller]
+fn is_deadlock<T: Debug>(
+    result: Result<T, AcquireError>,
+    expected: (OwnerId, Option<&Path>, DeadlockCause),
+) {
+    match result {
+        Err(AcquireError::Deadlock { owner, alias, why, .. }) => {
+            assert_eq!((owner, alias.as_deref().map(Path::new), why), expected);
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+const HELD: DeadlockCause = DeadlockCause::OwnHold { held: Mode::Exclusive };
+const HELD_SHARED: DeadlockCause = DeadlockCause::OwnHold { held: Mode::Shared };
+
+#[test]
+fn an_owner_that_holds_a_file_by_another_name_does_not_wait_for_itself() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    for (held, asked, why) in [
+        (Mode::Exclusive, Mode::Exclusive, HELD),
+        (Mode::Exclusive, Mode::Shared, HELD),
+        (Mode::Shared, Mode::Exclusive, HELD_SHARED),
+    ] {
+        // By the other name in the same space, and by both names in another space.
+        let space = direct();
+        let lease = space.acquire(A, Request::new(held, &a), Wait::NO).unwrap();
+        for (space, name, alias) in
+            [(space.clone(), &b, Some(&*a)), (direct(), &b, Some(&a)), (direct(), &a, None)]
+        {
+            let name = name.clone();
+            let waits = at_once(move || {
+                space.acquire(A, Request::new(asked, Target::image(&name)), Wait::FOREVER)
+            });
+            is_deadlock(waits, (A, alias, why));
+        }
+        // It still has what it had, and another owner waits as ever.
+        lease.verify().unwrap();
+        let waiting = start({
+            let (space, b) = (space.clone(), b.clone());
+            move || space.acquire(B, Request::new(asked, &b), Wait::FOREVER)
+        });
+        let waiting = waiting.watches();
+        lease.release().unwrap();
+        waiting.join().unwrap().release().unwrap();
+    }
+}
+
+#[test]
+fn what_names_the_file_makes_no_difference_to_an_owner_that_would_wait_for_itself() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let space = direct();
+    let opened = aliases.open();
+    let held = Request::exclusive(Target::opened("its disk", &opened));
+    let lease = space.acquire(A, held, Wait::NO).unwrap();
+    let waits = at_once({
+        let (space, a) = (space.clone(), a.clone());
+        move || space.acquire(A, Request::exclusive(&a), Wait::FOREVER)
+    });
+    is_deadlock(waits, (A, Some(Path::new("its disk")), HELD));
+    drop(lease);
+
+    let lease = space.acquire(A, Request::exclusive(&b), Wait::NO).unwrap();
+    let waits = at_once({
+        let (space, file) = (space.clone(), aliases.open());
+        move || {
+            let target = Target::opened("its disk", &file);
+            space.acquire(A, Request::exclusive(target), Wait::FOREVER)
+        }
+    });
+    is_deadlock(waits, (A, Some(&b), HELD));
+    drop(lease);
+
+    // Two spaces on one directory of lock files.
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second] = [(); 2].map(|()| LockSpace::open(Naming::md5(dir.path())).unwrap());
+    let disk = || Request::exclusive("disk").auto_create();
+    let lease = first.acquire(A, disk(), Wait::NO).unwrap();
+    lease.keep();
+    let waits = at_once(move || second.acquire(A, disk(), Wait::FOREVER));
+    is_deadlock(waits, (A, None, HELD));
+}
+
+#[test]
+fn several_at_once_do_not_wait_for_their_own_owner_by_another_name() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let other = aliases.names[0].with_file_name("c.raw");
+    fs::write(&other, "").unwrap();
+    let space = direct();
+    let _lease = space.acquire(A, Request::exclusive(&a), Wait::NO).unwrap();
+    // Whatever else is held.
+    let _held = direct().acquire(B, Request::exclusive(&other), Wait::NO).unwrap();
+    for all in [vec![b.clone()], vec![other, b]] {
+        let space = space.clone();
+        let waits = at_once(move || {
+            let all = all.iter().map(|image| Request::exclusive(Target::image(image)));
+            space.acquire_all(A, all, Wait::FOREVER)
+        });
+        is_deadlock(waits, (A, Some(&a), HELD));
+    }
+}
+
+#[test]
+fn an_upgrade_does_not_wait_for_another_hold_of_its_owner() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let [space, other] = [direct(), direct()];
+    let shared = |name: &Path| Request::shared(name.to_owned()).upgradable();
+    for (space_of_b, name_of_b, alias) in [(&space, &b, Some(&*b)), (&other, &a, None)] {
+        let mut lease = space.acquire(A, shared(&a), Wait::NO).unwrap();
+        let _second = space_of_b.acquire(A, shared(name_of_b), Wait::NO).unwrap();
+        let (upgraded, lease) = at_once(move || (lease.upgrade(Wait::FOREVER), lease));
+        is_deadlock(upgraded, (A, alias, DeadlockCause::OtherOwnHold));
+        assert_eq!(lease.mode(), Mode::Shared);
+        lease.verify().unwrap();
+    }
+}
+
+/// The first one goes on waiting, and becomes exclusive once the second one gives up.
+#[test]
+fn a_second_upgrade_by_another_name_does_not_wait_for_the_first() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let [space, other] = [direct(), direct()];
+    let shared = |name: &Path| Request::shared(name.to_owned()).upgradable();
+    for (space_of_b, name_of_b, alias) in [(&space, &b, Some(&*a)), (&other, &a, None)] {
+        let mut first = space.acquire(A, shared(&a), Wait::NO).unwrap();
+        let mut second = space_of_b.acquire(B, shared(name_of_b), Wait::NO).unwrap();
+        let waiting = start(move || first.upgrade(Wait::FOREVER).map(|()| first)).watches();
+        let (upgraded, second) = at_once(move || (second.upgrade(Wait::FOREVER), second));
+        is_deadlock(upgraded, (B, alias, DeadlockCause::Upgrade { other: A }));
+        drop(second);
+        assert_eq!(waiting.join().unwrap().mode(), Mode::Exclusive);
+    }
+    // On bytes of their own, none is in the way of the other.
+    let on = |start| ByteRange::new(start, NonZeroU64::MIN).unwrap();
+    let mut first = space.acquire(A, shared(&a).range(on(1)), Wait::NO).unwrap();
+    let mut second = space.acquire(B, shared(&b).range(on(2)), Wait::NO).unwrap();
+    let held = other.acquire(OwnerId::new(3), shared(&a).range(on(1)), Wait::NO).unwrap();
+    let waiting = start(move || first.upgrade(Wait::FOREVER).map(|()| first)).watches();
+    second.upgrade(Wait::within(LONG)).unwrap();
+    drop(held);
+    drop(waiting.join().unwrap());
+}
+
+/// It has never asked the kernel itself.
+#[test]
+fn an_owner_does_not_queue_behind_another_one_for_what_it_holds_by_another_name() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let space = direct();
+    let lease = space.acquire(A, Request::exclusive(&a), Wait::NO).unwrap();
+    let wait_for_b = |owner| {
+        let (space, b) = (space.clone(), b.clone());
+        start(move || space.acquire(owner, Request::exclusive(&b), Wait::FOREVER))
+    };
+    let first = wait_for_b(B).watches();
+    is_deadlock(wait_for_b(A).join(), (A, Some(&a), HELD));
+    drop(lease);
+    first.join().unwrap().release().unwrap();
+}
+
+/// Another thread is faster to get the file for the same owner, by another name.
+#[test]
+fn an_owner_that_comes_to_hold_what_it_waits_for_is_told() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let space = direct();
+    // The first byte is what the wait lacks; the others are free for the owner's other thread.
+    let outside = aliases.open();
+    ofd_lock(&outside, true, 0, 1).unwrap();
+    let waiting = start({
+        let (space, a) = (space.clone(), a.clone());
+        move || {
+            let all = Request::exclusive(&a).range(ByteRange::WHOLE_FILE);
+            space.acquire(A, all, Wait::FOREVER)
+        }
+    });
+    let waiting = waiting.watches();
+    let some = ByteRange::new(7, NonZeroU64::MIN).unwrap();
+    let lease = space.acquire(A, Request::exclusive(&b).range(some), Wait::NO).unwrap();
+    is_deadlock(waiting.join(), (A, Some(&b), HELD));
+    lease.verify().unwrap();
+}
+
+#[test]
+fn a_hold_of_other_bytes_is_in_nobodys_way_and_is_not_blamed() {
+    let aliases = Aliases::new();
+    let [a, b] = aliases.names.clone();
+    let space = direct();
+    let at = |start| ByteRange::new(start, NonZeroU64::MIN).unwrap();
+    let held = space.acquire(A, Request::exclusive(&a).range(at(5)), Wait::NO).unwrap();
+    drop(space.acquire(A, Request::exclusive(&b).range(at(6)), Wait::within(LONG)).unwrap());
+    let outside = aliases.open();
+    ofd_lock(&outside, true, 6, 1).unwrap();
+    for wait in [Wait::NO, Wait::within(SHORT)] {
+        let refused = busy(space.acquire(A, Request::exclusive(&b).range(at(6)), wait));
+        assert_eq!((refused.held(), refused.owners()), (None, &[][..]));
+    }
+    // Nor one that can be shared.
+    drop(held);
+    let _held = space.acquire(A, Request::shared(&a).range(at(5)), Wait::NO).unwrap();
+    let both = ByteRange::new(5, NonZeroU64::new(2).unwrap()).unwrap();
+    for wait in [Wait::NO, Wait::within(SHORT)] {
+        let refused = busy(space.acquire(B, Request::shared(&b).range(both), wait));
+        assert_eq!((refused.held(), refused.owners()), (None, &[][..]));
+        assert!(!refused.to_string().contains("an exclusive request waits"), "{refused}");
+    }
+    drop(outside);
+    drop(space.acquire(B, Request::shared(&b).range(both), Wait::NO).unwrap());
+}
+
+/// A lock file has two names where a caller hands it in.
+#[test]
+fn a_lock_file_that_was_handed_in_is_held_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = LockSpace::open(Naming::verbatim(dir.path())).unwrap();
+    space.create("disk").unwrap();
+    let path = dir.path().join("disk");
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    let target = Target::opened("handed in", &file);
+    let _lease = space.acquire(A, Request::exclusive(target), Wait::NO).unwrap();
+    for wait in [Wait::NO, Wait::within(SHORT)] {
+        let refused = busy(space.acquire(B, Request::exclusive("disk"), wait));
+        assert_eq!((refused.held(), refused.owners()), (Some(Mode::Exclusive), &[A][..]));
+    }
+    let waits = at_once(move || space.acquire(A, Request::exclusive("disk"), Wait::FOREVER));
+    is_deadlock(waits, (A, Some(Path::new("handed in")), HELD));
 }

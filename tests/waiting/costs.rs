@@ -28,7 +28,7 @@ fn many_wait(names: usize, threads: usize) {
             let (space, name) = (space.clone(), names[number % names.len()].clone());
             start(move || {
                 let wait = Wait::within(2 * LONG);
-                space.acquire(OwnerId::new(number as u64), auto(&name), wait).map(drop)
+                space.acquire(OwnerId::new(10 + number as u64), auto(&name), wait).map(drop)
             })
         })
         .collect();

@@ -212,7 +212,7 @@ fn a_watch_that_a_wait_has_left_is_removed_although_the_helper_hangs() {
         let [space, other] =
             [(); 2].map(|()| LockSpace::open(Naming::verbatim(dir.path())).unwrap());
         space.create("disk").unwrap();
-        let held = other.acquire(B, Request::exclusive("disk"), Wait::NO).unwrap();
+        let held = other.acquire(A, Request::exclusive("disk"), Wait::NO).unwrap();
         let waiting = start({
             let space = space.clone();
             move || space.acquire(B, Request::exclusive("disk"), Wait::within(LONG))

@@ -132,6 +132,7 @@ pub(super) fn granted(grant: &Grant<FakeFile>) -> String {
         Grant::Acquire(HandedOver::Nothing) => "acquires".to_owned(),
         Grant::AskAgain => "asks again".to_owned(),
         Grant::Invalid(why) => invalid(why),
+        Grant::HeldByItself(..) => panic!("no space has told of one"),
     }
 }
 

@@ -245,7 +245,7 @@ impl Driver {
             Grant::Acquire(HandedOver::Nothing) => {
                 self.transitions.insert(name, (ask, None));
             }
-            Grant::Joined | Grant::Invalid(_) => {}
+            Grant::Joined | Grant::Invalid(_) | Grant::HeldByItself(..) => {}
         }
         self.end_call(id);
         (outcome, WakeList::default())
