@@ -1,12 +1,11 @@
 //! From a name to a lock: open, lock, check that the name still leads to the descriptor.
 
 use std::ffi::{CStr, OsStr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::check::{check_file, check_kind};
 use super::directory::Directory;
@@ -16,7 +15,6 @@ use super::lock_path::LockPath;
 use super::name::Name;
 use super::refusal::{Tries, Verdict, is_refusal};
 use crate::sys::fs::{self, FileStatus};
-use crate::sys::procfs::{FileKey, carried_by_stopped_process};
 use crate::sys::{Errno, fd as descriptor, ofd};
 use crate::types::{ByteRange, FileId, HardLinks, InvalidRequest, IoError, LockSpec, Mode};
 
@@ -24,13 +22,9 @@ use crate::types::{ByteRange, FileId, HardLinks, InvalidRequest, IoError, LockSp
 /// unlink one name without pause need a handful.
 const TRIES: u32 = 1000;
 
-/// How often a call gives way to a removal: by a yield, as a removal takes microseconds; then by a
-/// sleep, for five milliseconds; and then, as the thread that removes the file may wait for a processor
-/// or a disk, for a tenth of a second in all, unless its process was stopped.
-const REMOVAL_YIELDS: u32 = 20;
-const REMOVAL_SLEEPS: u32 = 20;
-const MAX_REMOVAL_SLEEPS: u32 = 400;
-const REMOVAL_SLEEP: Duration = Duration::from_micros(200);
+/// How long a removal is waited for, which takes microseconds unless its thread was stopped. A file
+/// that is still there is said to be held.
+const REMOVAL_TIME: Duration = Duration::from_millis(5);
 
 /// A file that was opened, and perhaps created for it.
 struct Opened {
@@ -143,7 +137,7 @@ impl LockFile {
             let Err(errno) = locked else { return Ok(Some(self)) };
             match tries.judge(self.fd.as_fd(), spec.mode, spec.range, errno) {
                 Verdict::TryAgain => {}
-                Verdict::Removing(_) if removal.back_off(self.fd.as_fd()) => {}
+                Verdict::Removing(_) if removal.back_off() => {}
                 Verdict::Removing(by) => return Err(LockError::Contended(self, Some(by))),
                 Verdict::Held(by) => return Err(LockError::Contended(self, by)),
                 Verdict::Failed(errno) => break Some(failed(errno)),
@@ -177,32 +171,30 @@ fn is_plain(status: &FileStatus, spec: &LockSpec) -> bool {
     spec.hard_links == HardLinks::Allowed && status.is_regular()
 }
 
-/// How often a call has given way to a thread that removes the file.
+/// The time that a call gives to a thread that removes the file.
 #[derive(Default)]
-struct RemovalWait(u32);
-
-impl RemovalWait {
-    /// Gives way to it. `false` once it has had its time: from then on it holds the file as anybody
-    /// else does.
-    #[cold]
-    fn back_off(&mut self, fd: BorrowedFd<'_>) -> bool {
-        const STOPPED: u32 = REMOVAL_YIELDS + REMOVAL_SLEEPS;
-        const LAST: u32 = REMOVAL_YIELDS + MAX_REMOVAL_SLEEPS;
-        self.0 += 1;
-        match self.0 {
-            rounds if rounds <= REMOVAL_YIELDS => {}
-            STOPPED if is_held_by_stopped_process(fd) => return false,
-            rounds if rounds <= LAST => thread::sleep(REMOVAL_SLEEP),
-            _ => return false,
-        }
-        thread::yield_now();
-        true
-    }
+struct RemovalWait {
+    yields: u32,
+    since: Option<Instant>,
 }
 
-/// Whether a process that was stopped holds the file, as far as can be seen.
-fn is_held_by_stopped_process(fd: BorrowedFd<'_>) -> bool {
-    FileKey::of(fd).is_ok_and(|file| carried_by_stopped_process(file).unwrap_or(false))
+impl RemovalWait {
+    /// Gives it some: at first by a yield, as a removal takes microseconds; then by a sleep, as that
+    /// thread may not run on a busy machine. `false` once it has had [`REMOVAL_TIME`].
+    #[cold]
+    fn back_off(&mut self) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if self.yields < 20 {
+            self.yields += 1;
+            std::thread::yield_now();
+            return true;
+        }
+        let goes_on = since.elapsed() < REMOVAL_TIME;
+        if goes_on {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        goes_on
+    }
 }
 
 /// Opens the file, or creates it; `None` where it came or went meanwhile.

@@ -27,9 +27,7 @@ pub(crate) use fdinfo::OwnFdinfo;
 pub(crate) use fdinfo::{FdInfo, locks_on_descriptor};
 pub(crate) use locks::{Entry, FdLock, FileKey, LockKind, Seen, locks_on, tally};
 pub(crate) use mountinfo::Mounts;
-pub(crate) use processes::{
-    Descriptor, carried_by_stopped_process, carriers, command_of, is_runnable,
-};
+pub(crate) use processes::{Descriptor, carriers, command_of, is_runnable};
 
 /// What an [`IoError`](crate::IoError) calls the reading of a descriptor's locks.
 pub(crate) const READ_FDINFO: &str = "read /proc/thread-self/fdinfo";

@@ -45,7 +45,10 @@ impl Descriptor {
 /// alone.
 pub(crate) fn carriers(file: FileKey) -> io::Result<HashMap<FdLock, Vec<Descriptor>>> {
     let mut found: HashMap<_, Vec<_>> = HashMap::new();
-    for pid in processes()? {
+    let processes = fs::read_dir("/proc");
+    let processes = processes.map_err(|error| super::missing(Path::new("/proc"), error))?;
+    for process in processes.flatten() {
+        let Some(pid) = super::parse(process.file_name().as_bytes()) else { continue };
         for descriptor in descriptors_of(pid) {
             if descriptor.is_no_file() {
                 continue;
@@ -57,30 +60,6 @@ pub(crate) fn carriers(file: FileKey) -> io::Result<HashMap<FdLock, Vec<Descript
         }
     }
     Ok(found)
-}
-
-/// Whether a process in sight that was stopped, by a signal or a debugger, has a descriptor that
-/// carries an OFD lock on this file. A few milliseconds, since few processes are stopped.
-pub(crate) fn carried_by_stopped_process(file: FileKey) -> io::Result<bool> {
-    let carries = |descriptor: Descriptor| {
-        descriptor.info().is_ok_and(|info| !info.ofd_locks_on(file).is_empty())
-    };
-    let mut stopped = processes()?.filter(|pid| is_stopped(*pid));
-    Ok(stopped.any(|pid| descriptors_of(pid).into_iter().any(carries)))
-}
-
-fn is_stopped(pid: u32) -> bool {
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The command stands before it, in brackets, and may contain anything.
-    let after = stat.iter().rposition(|&byte| byte == b')').map_or(&[][..], |at| &stat[at + 1..]);
-    matches!(after.trim_ascii_start().first(), Some(b'T' | b't'))
-}
-
-/// The processes in sight.
-fn processes() -> io::Result<impl Iterator<Item = u32>> {
-    let entries = fs::read_dir("/proc");
-    let entries = entries.map_err(|error| super::missing(Path::new("/proc"), error))?;
-    Ok(entries.flatten().filter_map(|entry| super::parse(entry.file_name().as_bytes())))
 }
 
 /// The descriptors of a process; none if they are not ours to see.
