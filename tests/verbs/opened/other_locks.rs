@@ -146,11 +146,12 @@ fn several_that_are_given_back_leave_the_other_locks_of_the_open_file() {
     let second = dir.path().join("b.raw");
     fs::write(&second, "").unwrap();
     let (space, other, file) = (direct(), direct(), open(&image));
-    let _theirs = granted(&other, B, Request::exclusive(&second));
+    let theirs = lockspace::OwnerId::new(9);
+    let _theirs = granted(&other, theirs, Request::exclusive(&second));
     let _ours = granted(&space, A, shared("disk", &file));
     lock_as_qemu(&file);
     let requests = || [shared("disk", &file), Request::exclusive(&second)];
-    for wait in [Wait::NO, Wait::within(std::time::Duration::from_millis(20))] {
+    for wait in [Wait::NO, Wait::within(std::time::Duration::from_millis(300))] {
         let refused = space.acquire_all(B, requests(), wait);
         assert!(matches!(refused, Err(AcquireError::Busy(_))), "{refused:?}");
         assert_eq!(held(&image), Some(Mode::Shared));
