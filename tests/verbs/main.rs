@@ -9,6 +9,7 @@ mod kept;
 mod kernel_answers;
 mod leftovers;
 mod lifetimes;
+mod many;
 mod modes;
 mod moved_directories;
 mod naming;
