@@ -119,11 +119,11 @@
 //! 5. **Every refusal explains itself:** which resource, which file, which mode, who holds it as
 //!    far as that can be known, and "outside this lock space" or "unknown" where it cannot.
 //!
-//! It ends where no lock can reach: a process that shares the very descriptor and unlocks it, a
-//! second device node of one block device, the upper file under an overlay, hard links and bind
-//! mounts behind names in a directory, a file that is renamed or removed by hand, a program that locks a lock file
-//! of [`auto_create`](Request::auto_create) and does not look whether that still has its name (LXC),
-//! and every program that takes no lock, since locks are advisory.
+//! The promise ends where no lock can reach: a process that shares the very descriptor and unlocks
+//! it, a second device node of one block device, the upper file under an overlay, hard links and
+//! bind mounts behind names in a directory, a file that is renamed or removed by hand, a program
+//! that locks a lock file of [`auto_create`](Request::auto_create) and does not look whether that
+//! still has its name (LXC), and every program that takes no lock, since locks are advisory.
 //!
 //! # Pitfalls
 //!
@@ -132,9 +132,10 @@
 //! A forked child shares its parent's descriptors, and to unlock one of them would unlock the
 //! parent's. So a child's leases do nothing when dropped, and its calls are refused
 //! ([`AcquireError::Forked`]): open a space of its own there, if the parent had one thread beside
-//! the helpers of this crate. (A child of more has a copy of locks that other threads held,
-//! parking_lot's own tables among them: let it execute a program first.) While children live, a
-//! *killed* parent's locks live on in them, unless they have executed another program.
+//! the workers of this crate. (A child of more threads has a copy of mutexes that other threads had
+//! locked, parking_lot's own tables among them: let it execute a program first.) While children live,
+//! a *killed* parent's locks live on in them, unless they have executed another program. A daemon forks
+//! into the background first, and then opens its space and locks.
 //!
 //! ## exec
 //!
@@ -166,9 +167,8 @@
 //!
 //! ## Renames
 //!
-//! A lock file,
-//! or a directly locked image, that is renamed or replaced under a hold stays locked, but others
-//! can lock what is in its place: [`Lease::verify`] looks.
+//! A lock file, or a directly locked image, that somebody renames or replaces while it is held stays
+//! locked, but others can lock what is in its place: [`Lease::verify`] finds that out.
 //!
 //! ## Where lock files lie
 //!
@@ -202,6 +202,10 @@
 //! `spawn_blocking`. A lease is `Send`: acquire it there, keep it in a task, and move it back to
 //! release it. What is held in this space is refused without a system call; [`LockSpace::list`]
 //! and [`LockSpace::retake`] make none either.
+//!
+//! Do not run waits and releases in one pool of bounded size. If waits occupy all of its threads, the
+//! release that they wait for has none, and everybody waits until a deadline. So give waits a pool (or
+//! threads) of their own, or allow fewer waits at once than the pool has threads, by a semaphore, say.
 //!
 //! # Features
 //!

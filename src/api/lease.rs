@@ -21,7 +21,9 @@ use crate::wait::Wait;
 /// dead file system. In async code, drop it, or better [`release`](Self::release) it, where
 /// blocking is allowed. A drop cannot report that the lock file was left behind; `release` can.
 ///
-/// In a forked child a lease does nothing when dropped: the lock is its parent's.
+/// In a forked child a lease does nothing when dropped: the lock is its parent's. Nothing drops a lease
+/// in a `static`: the kernel ends its lock when the process exits, but a lock file of
+/// [`auto_create`](crate::Request::auto_create) stays.
 ///
 /// [`LockSpace`]: crate::LockSpace
 /// [`LockSpace::release`]: crate::LockSpace::release
@@ -145,8 +147,9 @@ impl Lease {
     /// second, as the kernel raises no event for them.
     ///
     /// # Errors
-    /// [`AcquireError::Io`] if the kernel refuses, as it does for a caller's open file that cannot
-    /// be read; the hold is then still exclusive.
+    /// [`AcquireError::Frozen`] while a snapshot freezes the space; [`AcquireError::Io`] if the
+    /// kernel refuses, as it does for a caller's open file that cannot be read. The hold is then
+    /// still exclusive.
     pub fn downgrade(&mut self) -> Result<(), AcquireError> {
         let core = Arc::clone(self.hold.core());
         core.downgrade(&mut self.hold)

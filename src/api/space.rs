@@ -78,6 +78,10 @@ impl LockSpace {
     /// file itself; in memory, nothing is created. The name is taken byte by byte: for an image,
     /// pass its resolved path.
     ///
+    /// If another process holds the resource with [`auto_create`](Request::auto_create), its last
+    /// release removes the file nevertheless. While a snapshot freezes the space, this and
+    /// [`delete`](Self::delete) still work: they are about what nobody holds.
+    ///
     /// Mirrors `virLockSpaceCreateResource`.
     ///
     /// # Errors
@@ -104,7 +108,8 @@ impl LockSpace {
     }
 
     /// Removes the resource's lock file, if no byte of it is locked, in this space or outside of
-    /// it. In a direct space, that is the file itself!
+    /// it. In a direct space, that is the file itself! If its name is a symbolic link there, the file
+    /// that it leads to must be free, and the link is removed.
     ///
     /// Mirrors `virLockSpaceDeleteResource`.
     ///

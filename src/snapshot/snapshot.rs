@@ -24,7 +24,9 @@ use crate::types::{FileId, Mode, Origin, OwnerId};
 /// Tries are refused meanwhile ([`AcquireError::Frozen`](crate::AcquireError::Frozen)), waits
 /// wait, and releases are deferred: they return at once, and happen when the snapshot is dropped. A
 /// snapshot that is executed comes back only if that failed; else the new program's
-/// [`restore`](super::restore()) makes the releases that were deferred.
+/// [`restore`](super::restore()) makes the releases that were deferred. Waits end with the program
+/// that made them, and so does their order: a client whose grant the old program had not yet told is
+/// found by [`LockSpace::list`] in the new one.
 ///
 /// Mirrors `virLockSpacePreExecRestart`.
 #[derive(Debug)]

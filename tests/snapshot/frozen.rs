@@ -172,3 +172,15 @@ fn carried_closes_no_file_that_this_program_has_opened() {
     assert_eq!(&bytes, b"state");
     drop(ManuallyDrop::into_inner(mine));
 }
+
+#[test]
+fn what_nobody_holds_is_created_and_deleted_in_a_frozen_space() {
+    let dir = TempDir::new().unwrap();
+    let space = space_in(dir.path());
+    let snapshot = Snapshot::take([&space]).unwrap();
+    space.create(NAME).unwrap();
+    assert!(dir.path().join(NAME).exists());
+    space.delete(NAME).unwrap();
+    assert!(!dir.path().join(NAME).exists());
+    drop(snapshot);
+}

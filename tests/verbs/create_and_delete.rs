@@ -2,9 +2,10 @@
 //! a resource's life.
 
 use std::fs;
+use std::os::unix::fs::symlink;
 
 use crate::support::locks::held;
-use crate::support::spaces::{A, granted, is_empty, verbatim};
+use crate::support::spaces::{A, direct, granted, image, is_empty, space_in, verbatim};
 use lockspace::{AcquireError, ByteRange, LockFileError, LockSpace, Naming, Request, Wait};
 
 #[test]
@@ -24,6 +25,30 @@ fn a_resource_that_nobody_holds_can_be_created_again_and_keeps_its_content() {
     fs::write(dir.path().join("a"), "kept").unwrap();
     space.create("a").unwrap();
     assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"kept");
+}
+
+#[test]
+fn a_created_file_goes_with_the_holder_elsewhere_that_would_have_created_it() {
+    let (dir, space) = verbatim();
+    let elsewhere = space_in(dir.path());
+    let lease = granted(&elsewhere, A, Request::exclusive("a").auto_create());
+    space.create("a").unwrap();
+    lease.release().unwrap();
+    assert!(is_empty(dir.path()));
+}
+
+#[test]
+fn a_direct_delete_of_a_symlink_removes_the_link_if_its_file_is_free() {
+    let (dir, image) = image();
+    let link = dir.path().join("link");
+    symlink(&image, &link).unwrap();
+    let space = direct();
+    let lease = granted(&direct(), A, Request::exclusive(&image));
+    assert!(matches!(space.delete(&link), Err(LockFileError::Busy(_))));
+    assert!(link.is_symlink() && image.is_file());
+    drop(lease);
+    space.delete(&link).unwrap();
+    assert!(!link.is_symlink() && image.is_file());
 }
 
 #[test]
