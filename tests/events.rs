@@ -12,7 +12,7 @@ use std::time::Duration;
 use lockspace::{AcquireError, LockSpace, Mode, Naming, OwnerId, Request, Target, Wait};
 use support::alone::alone;
 use support::hung_fs::answering_fs;
-use support::spaces::{auto, image};
+use support::spaces::{auto, direct, image};
 use support::waits::{LONG, eventually, start};
 use tempfile::TempDir;
 use tracing::field::{Field, Visit};
@@ -87,11 +87,15 @@ fn use_stack() {
 }
 
 fn space(naming: Naming) -> LockSpace {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| tracing::subscriber::set_global_default(Subscriber).unwrap());
+    subscribe();
     let space = LockSpace::open(naming).unwrap();
     SPACES.lock().unwrap().push(space.clone());
     space
+}
+
+fn subscribe() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Subscriber).unwrap());
 }
 
 /// A space in a directory, and a second one there, as another process has it.
@@ -260,7 +264,9 @@ fn a_changed_mode_is_told_as_a_grant() {
 fn the_end_of_kept_holds_is_told_whoever_ends_them() {
     let [a, b] = owners(50);
     let (_dir, image) = image();
-    let space = LockSpace::open(Naming::direct()).unwrap();
+    // Its last handle is dropped here, so the subscriber gets none.
+    subscribe();
+    let space = direct();
     let keep = |owner| {
         space.acquire(owner, Request::shared(Target::image(&image)), Wait::NO).unwrap().keep();
     };
