@@ -1,6 +1,7 @@
 //! Admission by the table: a call joins a hold, gets a transition, waits in the queue, or is
 //! refused.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,7 +39,10 @@ impl Core {
         let mut table = self.lock();
         loop {
             if table.is_frozen() {
-                self.wait_for_thaw(&mut table, resolved, patience)?;
+                let Some(context) = patience.context() else {
+                    return Err(failure::frozen(&resolved.text));
+                };
+                self.wait_while_frozen(&mut table, &resolved.text, context)?;
                 continue;
             }
             let Some(slot) = table.find(key) else {
@@ -75,19 +79,17 @@ impl Core {
         }
     }
 
-    /// Waits for the end of a freeze, as long as `patience` allows.
-    fn wait_for_thaw(
+    /// Sleeps once while the space is frozen, for a call on the resource with this name: the caller
+    /// asks in a loop whether the freeze is over.
+    pub(super) fn wait_while_frozen(
         &self,
         table: &mut MutexGuard<'_, Table<LockFile>>,
-        resolved: &ResolvedRequest<'_>,
-        patience: Patience<'_>,
+        text: &OsStr,
+        context: &WaitContext,
     ) -> Result<(), AcquireError> {
-        let Some(context) = patience.context() else {
-            return Err(failure::frozen(&resolved.text));
-        };
         self.wait_for_transition_within(table, context).map_err(|end| match end {
-            WaitEnd::Cancelled => failure::cancelled(&resolved.text, context),
-            WaitEnd::TimedOut => failure::frozen(&resolved.text),
+            WaitEnd::Cancelled => failure::cancelled(text, context),
+            WaitEnd::TimedOut => failure::frozen(text),
         })
     }
 

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use super::blocking::{self, Thread};
 use super::contender::{Action, Contender, Event, OnContention, Rest};
+use super::resolve::queue_of_name;
 use super::{LockCall, Locked, ResolvedRequest, failure, origin_of, turn_key};
 use crate::core::{
     Core, DetachedTransition, HoldElsewhere, OwnedHold, TransitionGuard, mode_to_unlink, tell,
@@ -350,11 +351,7 @@ impl<'a> ContendingAcquire<'a> {
         let mut table = self.core.lock();
         let text = self.transition.name().text();
         while !table.resume(self.transition.slot()) {
-            match self.core.wait_for_transition_within(&mut table, self.context) {
-                Ok(()) => {}
-                Err(WaitEnd::Cancelled) => return Err(failure::cancelled(text, self.context)),
-                Err(WaitEnd::TimedOut) => return Err(failure::frozen(text)),
-            }
+            self.core.wait_while_frozen(&mut table, text, self.context)?;
         }
         match self.context.waker.is_cancelled() {
             true => Err(failure::cancelled(text, self.context)),
@@ -558,10 +555,6 @@ pub(super) fn arm(
     };
     let Thread::Worker(on_timeout) = thread else { return Some(work()) };
     let options = CallOptions { on_timeout, cannot_hang: &|| false };
-    let queue = match name.directory() {
-        Some(directory) => CallQueue::Device(directory.device()),
-        None if name.is_path() => CallQueue::of_path(std::path::Path::new(name.text())),
-        None => CallQueue::Device(id.dev),
-    };
+    let queue = queue_of_name(name).unwrap_or(CallQueue::Device(id.dev));
     core.process.workers.run(&queue, (context, options), work, drop, || ()).ok()?.ok()
 }

@@ -224,11 +224,7 @@ impl Upgrade<'_> {
         let text = self.hold.name().text();
         let mut table = self.core.lock();
         while table.is_frozen() {
-            match self.core.wait_for_transition_within(&mut table, self.context) {
-                Ok(()) => {}
-                Err(WaitEnd::Cancelled) => return Err(failure::cancelled(text, self.context)),
-                Err(WaitEnd::TimedOut) => return Err(failure::frozen(text)),
-            }
+            self.core.wait_while_frozen(&mut table, text, self.context)?;
         }
         Ok(())
     }

@@ -66,11 +66,9 @@ impl ResolvedRequest<'_> {
 
     /// The queue of calls on the file of the resource, which has this name.
     pub(super) fn queue(&self, name: &Name) -> CallQueue {
-        match (&self.opened, name.directory()) {
-            (Some(opened), _) => CallQueue::Mount(engine::mount_of(opened.fd)),
-            (None, Some(directory)) => CallQueue::Device(directory.device()),
-            (None, None) if name.is_path() => CallQueue::of_path(Path::new(name.text())),
-            (None, None) => CallQueue::Device(0),
+        match &self.opened {
+            Some(opened) => CallQueue::Mount(engine::mount_of(opened.fd)),
+            None => queue_of_name(name).unwrap_or(CallQueue::Device(0)),
         }
     }
 
@@ -81,6 +79,14 @@ impl ResolvedRequest<'_> {
 
     pub(crate) fn text(&self) -> &OsStr {
         &self.text
+    }
+}
+
+/// The queue of calls on the file of this name, if the name leads to a file.
+pub(super) fn queue_of_name(name: &Name) -> Option<CallQueue> {
+    match name.directory() {
+        Some(directory) => Some(CallQueue::Device(directory.device())),
+        None => name.is_path().then(|| CallQueue::of_path(Path::new(name.text()))),
     }
 }
 
